@@ -1,0 +1,49 @@
+"""Declarations of replicated tables: a name, typed columns and the register kind that decides conflicts.
+
+The engine knows nothing else about a table. Every row also has a namespace, a text key and the metadata of `mesh.rows`.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Literal
+
+ColumnKind = Literal["text", "int", "real", "blob"]
+Value = str | int | float | bytes | None
+
+
+class Register(enum.Enum):
+    """How two versions of one row are compared; `mesh.registers` holds the orders."""
+
+    LWW = "lww"
+    """Newest stamp wins; equal stamps fall to epochs, then to the lexically lower node id."""
+    LIFECYCLE = "lifecycle"
+    """Finished beats unfinished within one generation; a higher epoch beats a later stamp."""
+    IMMUTABLE = "immutable"
+    """First content stays. Other content under the same key is a conflict, kept in quarantine."""
+    MAX = "max"
+    """The highest rank wins; the rank is the value."""
+    REMOVE_WINS = "remove-wins"
+    """Within a generation a deletion beats every write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One typed column. A missing value is stored as NULL."""
+
+    name: str
+    kind: ColumnKind = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A replicated table's declaration. Adding a column later is a migration; older nodes pass it on unread."""
+
+    name: str
+    register: Register
+    columns: tuple[Column, ...]
+
+    def column_names(self) -> tuple[str, ...]:
+        """The declared column names, in declaration order."""
+        return tuple(column.name for column in self.columns)
