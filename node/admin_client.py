@@ -1,0 +1,223 @@
+"""Asks a running node for admin commands, synchronously: for command lines, benchmarks and test clusters.
+
+It promises that an answer comes from a node of the mesh (or from the owner of the local control socket), that errors
+come back as the exception classes of `mesh.errors`, and that a silent peer is given up after `SILENCE_S`. It imports no
+Trio, so that a command line starts quickly.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import msgpack
+import msgspec
+
+from mesh.errors import (
+    ConfigError,
+    ConflictError,
+    FrameError,
+    LimitError,
+    NotFoundError,
+    RecordError,
+    RelayMeshError,
+    StoreError,
+    UnavailableError,
+)
+from mesh.ids import Address
+from node.streams.frames import LOCAL_CLUSTER, FrameDecoder, encode_message
+from node.streams.tls import TlsMaterial, client_context, peer_name
+
+CONTROL_SOCKET = "control.sock"
+CONNECT_S = 5.0
+SILENCE_S = 10.0  # a working node sends a tick every 2 s while a request runs
+ANSWER_BYTES_MAX = 64 * 1024 * 1024  # one message; a task shows the results of all its steps
+_RECEIVE_BYTES = 64 * 1024
+_UNIX_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path, less its closing zero
+
+ERROR_CLASSES: Mapping[str, type[RelayMeshError]] = {
+    "not_found": NotFoundError,
+    "conflict": ConflictError,
+    "limit": LimitError,
+    "config": ConfigError,
+    "unavailable": UnavailableError,
+    "busy": UnavailableError,
+    "store": StoreError,
+    "frame": FrameError,
+}
+"""What a code of the wire becomes here; an unknown code becomes RelayMeshError."""
+
+
+class Target(Protocol):
+    """Where a node can be asked."""
+
+    @property
+    def cluster(self) -> bytes:
+        """The cluster id that every frame must carry."""
+        ...
+
+    def connect(self) -> socket.socket:
+        """Open an authenticated connection, or raise UnavailableError saying why there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTarget:
+    """The node of this host that runs on `root`, reached by its control socket."""
+
+    root: Path
+
+    @property
+    def cluster(self) -> bytes:
+        """Local frames carry the reserved all-zero cluster id."""
+        return LOCAL_CLUSTER
+
+    def connect(self) -> socket.socket:
+        """Connect to `<root>/control.sock`."""
+        path = self.root / CONTROL_SOCKET
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(CONNECT_S)
+        try:
+            _connect_unix(connection, path)
+        except PermissionError as error:
+            connection.close()
+            raise UnavailableError(f"{path} belongs to another user: run this as the user who runs the node") from error
+        except OSError as error:
+            connection.close()
+            raise UnavailableError(
+                f"no node answers at {path} ({error.strerror or error}): start one with "
+                f"`relaymesh-node --root {self.root}`, or give --peer HOST:PORT"
+            ) from error
+        return connection
+
+
+@dataclass(frozen=True, slots=True)
+class PeerTarget:
+    """Any node of the mesh, reached by TLS at its stream address with the identity of an enrolment."""
+
+    address: Address
+    material: TlsMaterial
+    """Whose identity we show, as an enrolment file holds it."""
+
+    @property
+    def cluster(self) -> bytes:
+        """The mesh of our identity."""
+        return self.material.cluster
+
+    def connect(self) -> socket.socket:
+        """Connect, prove who we are, and check that the other side is a node of the same mesh."""
+        try:
+            plain = socket.create_connection(self.address, timeout=CONNECT_S)
+        except OSError as error:
+            raise UnavailableError(f"no node answers at {self.address} ({error.strerror or error})") from error
+        try:
+            secure = client_context(self.material).wrap_socket(plain)
+            if peer_name(secure.getpeercert(), self.cluster).role != "node":
+                raise RecordError("it is an operator")
+            return secure
+        except (OSError, RecordError) as error:
+            plain.close()
+            raise UnavailableError(
+                f"{self.address} did not prove to be a node of this mesh ({error}): check the address and the identity"
+            ) from error
+
+
+class AdminClient:
+    """One connection to one node. Not for use by several threads at once."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._connection: socket.socket | None = None
+        self._decoder = FrameDecoder(target.cluster, message_bytes_max=ANSWER_BYTES_MAX)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop the connection; the next call opens another."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+        self._decoder = FrameDecoder(self._target.cluster, message_bytes_max=ANSWER_BYTES_MAX)
+
+    def call(self, command: str, args: Mapping[str, Any] | None = None, *, namespace: str = "default") -> Any:
+        """The node's answer to one admin command: plain JSON-able values.
+
+        Raises the class of `mesh.errors` that the node named. UnavailableError may also mean that the connection broke
+        after the node acted: repeat only what carries an idempotency key or changes nothing.
+        """
+        body = msgpack.packb({"command": command, "namespace": namespace, "args": dict(args or {})})
+        try:
+            if self._connection is None:
+                self._connection = self._target.connect()
+                self._connection.settimeout(SILENCE_S)
+            self._connection.sendall(encode_message(self._target.cluster, msgpack.packb(["call", "admin", body])))
+            return self._answer(self._connection)
+        except (OSError, FrameError, msgspec.DecodeError) as error:
+            self.close()
+            raise UnavailableError(f"the node's answer to {command!r} did not arrive: {_cause(error)}") from error
+        except RelayMeshError:
+            raise  # a whole answer came: the connection is still good
+        except BaseException:
+            self.close()
+            raise
+
+    def _answer(self, connection: socket.socket) -> Any:
+        parts: list[bytes] = []
+        while True:
+            message = msgspec.msgpack.decode(self._receive(connection))
+            match message:
+                case ["tick"]:
+                    continue
+                case ["part", bytes(body)]:
+                    parts.append(body)
+                case ["end", bytes(body)]:
+                    return msgspec.msgpack.decode(b"".join([*parts, body]))
+                case ["error", str(code), str(text)]:
+                    raise ERROR_CLASSES.get(code, RelayMeshError)(text)
+                case _:
+                    raise FrameError("the other side does not speak this protocol")
+
+    def _receive(self, connection: socket.socket) -> bytes:
+        while True:
+            message = self._decoder.next_message()
+            if message is not None:
+                return message
+            data = connection.recv(_RECEIVE_BYTES)
+            if not data:
+                raise FrameError("the node closed the connection")
+            self._decoder.feed(data)
+
+
+def call_local(root: Path, command: str, args: Mapping[str, Any] | None = None, *, namespace: str = "default") -> Any:
+    """One command to the local node on `root`, over a connection of its own."""
+    with AdminClient(LocalTarget(root)) as client:
+        return client.call(command, args, namespace=namespace)
+
+
+def _connect_unix(connection: socket.socket, path: Path) -> None:
+    # A socket path longer than the kernel's field is reached through its directory's descriptor.
+    if len(os.fsencode(path)) <= _UNIX_PATH_BYTES_MAX:
+        connection.connect(os.fspath(path))
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        connection.connect(f"/proc/self/fd/{directory}/{path.name}")
+    finally:
+        os.close(directory)
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"it was silent for {SILENCE_S:.0f} s"
+    return str(error) or type(error).__name__
