@@ -7,7 +7,6 @@ Trio, so that a command line starts quickly.
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,42 +14,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-import msgpack
 import msgspec
 
-from mesh.errors import (
-    ConfigError,
-    ConflictError,
-    FrameError,
-    LimitError,
-    NotFoundError,
-    RecordError,
-    RelayMeshError,
-    StoreError,
-    UnavailableError,
-)
+from mesh.errors import FrameError, RecordError, UnavailableError
 from mesh.ids import Address
 from node.streams.frames import LOCAL_CLUSTER, FrameDecoder, encode_message
+from node.streams.local_socket import connect_local
+from node.streams.rpc_messages import SILENCE_S, Call, End, Error, Part, decode_reply, encode
 from node.streams.tls import TlsMaterial, client_context, peer_name
 
 CONTROL_SOCKET = "control.sock"
 CONNECT_S = 5.0
-SILENCE_S = 10.0  # a working node sends a tick every 2 s while a request runs
 ANSWER_BYTES_MAX = 64 * 1024 * 1024  # one message; a task shows the results of all its steps
 _RECEIVE_BYTES = 64 * 1024
-_UNIX_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path, less its closing zero
-
-ERROR_CLASSES: Mapping[str, type[RelayMeshError]] = {
-    "not_found": NotFoundError,
-    "conflict": ConflictError,
-    "limit": LimitError,
-    "config": ConfigError,
-    "unavailable": UnavailableError,
-    "busy": UnavailableError,
-    "store": StoreError,
-    "frame": FrameError,
-}
-"""What a code of the wire becomes here; an unknown code becomes RelayMeshError."""
 
 
 class Target(Protocol):
@@ -80,20 +56,15 @@ class LocalTarget:
     def connect(self) -> socket.socket:
         """Connect to `<root>/control.sock`."""
         path = self.root / CONTROL_SOCKET
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(CONNECT_S)
         try:
-            _connect_unix(connection, path)
+            return connect_local(path, timeout_s=CONNECT_S)
         except PermissionError as error:
-            connection.close()
             raise UnavailableError(f"{path} belongs to another user: run this as the user who runs the node") from error
         except OSError as error:
-            connection.close()
             raise UnavailableError(
                 f"no node answers at {path} ({error.strerror or error}): start one with "
                 f"`relaymesh-node --root {self.root}`, or give --peer HOST:PORT"
             ) from error
-        return connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,39 +127,37 @@ class AdminClient:
         Raises the class of `mesh.errors` that the node named. UnavailableError may also mean that the connection broke
         after the node acted: repeat only what carries an idempotency key or changes nothing.
         """
-        body = msgpack.packb({"command": command, "namespace": namespace, "args": dict(args or {})})
+        body = msgspec.msgpack.encode({"command": command, "namespace": namespace, "args": dict(args or {})})
+        request = encode_message(self._target.cluster, encode(Call("admin", body)))
+        connection = self._connection = self._connection or self._target.connect()
+        connection.settimeout(SILENCE_S)
         try:
-            if self._connection is None:
-                self._connection = self._target.connect()
-                self._connection.settimeout(SILENCE_S)
-            self._connection.sendall(encode_message(self._target.cluster, msgpack.packb(["call", "admin", body])))
-            return self._answer(self._connection)
-        except (OSError, FrameError, msgspec.DecodeError) as error:
+            connection.sendall(request)
+            answer = self._receive_answer(connection)
+        except (OSError, FrameError) as error:
             self.close()
             raise UnavailableError(f"the node's answer to {command!r} did not arrive: {_cause(error)}") from error
-        except RelayMeshError:
-            raise  # a whole answer came: the connection is still good
         except BaseException:
             self.close()
             raise
+        if isinstance(answer, Error):
+            raise answer.exception()
+        return msgspec.msgpack.decode(answer)
 
-    def _answer(self, connection: socket.socket) -> Any:
+    def _receive_answer(self, connection: socket.socket) -> bytes | Error:
         parts: list[bytes] = []
         while True:
-            message = msgspec.msgpack.decode(self._receive(connection))
-            match message:
-                case ["tick"]:
-                    continue
-                case ["part", bytes(body)]:
+            match decode_reply(self._receive_message(connection)):
+                case Part(body):
                     parts.append(body)
-                case ["end", bytes(body)]:
-                    return msgspec.msgpack.decode(b"".join([*parts, body]))
-                case ["error", str(code), str(text)]:
-                    raise ERROR_CLASSES.get(code, RelayMeshError)(text)
+                case End(body):
+                    return b"".join([*parts, body])
+                case Error() as error:
+                    return error
                 case _:
-                    raise FrameError("the other side does not speak this protocol")
+                    pass  # a tick: it works on the request
 
-    def _receive(self, connection: socket.socket) -> bytes:
+    def _receive_message(self, connection: socket.socket) -> bytes:
         while True:
             message = self._decoder.next_message()
             if message is not None:
@@ -203,18 +172,6 @@ def call_local(root: Path, command: str, args: Mapping[str, Any] | None = None, 
     """One command to the local node on `root`, over a connection of its own."""
     with AdminClient(LocalTarget(root)) as client:
         return client.call(command, args, namespace=namespace)
-
-
-def _connect_unix(connection: socket.socket, path: Path) -> None:
-    # A socket path longer than the kernel's field is reached through its directory's descriptor.
-    if len(os.fsencode(path)) <= _UNIX_PATH_BYTES_MAX:
-        connection.connect(os.fspath(path))
-        return
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-    try:
-        connection.connect(f"/proc/self/fd/{directory}/{path.name}")
-    finally:
-        os.close(directory)
 
 
 def _cause(error: Exception) -> str:
