@@ -6,7 +6,8 @@ The engine knows nothing else about a table. Every row also has a namespace, a t
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 ColumnKind = Literal["text", "int", "real", "blob"]
@@ -43,6 +44,12 @@ class Table:
     name: str
     register: Register
     columns: tuple[Column, ...]
+    kinds: Mapping[str, ColumnKind] = field(init=False, repr=False, compare=False)
+    """The kind of each column by name, made once: every write and merge looks here."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", {column.name: column.kind for column in self.columns})
+        assert len(self.kinds) == len(self.columns), f"table {self.name} declares a column twice"
 
     def column_names(self) -> tuple[str, ...]:
         """The declared column names, in declaration order."""
