@@ -6,7 +6,7 @@ The daemon builds the real one (`node.real_env`). A simulator builds another, an
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +105,7 @@ class Net(Protocol):
     async def serve(
         self,
         address: Address,
-        handler: Callable[[SecureStream], object],
+        handler: Callable[[SecureStream], Awaitable[object]],
         *,
         task_status: trio.TaskStatus[Address],
     ) -> None:
@@ -113,7 +113,7 @@ class Net(Protocol):
         ...
 
     async def serve_local(
-        self, path: Path, handler: Callable[[SecureStream], object], *, task_status: trio.TaskStatus[None]
+        self, path: Path, handler: Callable[[SecureStream], Awaitable[object]], *, task_status: trio.TaskStatus[None]
     ) -> None:
         """The same on a Unix socket (mode 0600) for the host's own operator."""
         ...

@@ -1,0 +1,424 @@
+"""The files that say who a node is, and which mesh it belongs to.
+
+A mesh directory (`create_mesh`) holds the CA key and hands out enrolments: one file of mode 0600 for one host or person
+with everything that it needs to take part. A node keeps its enrolment in `<root>/identity.json`. Whatever is read is
+verified whole, down to the signatures; whatever is written appears whole or not at all, and is on the disk when the
+function returns. Functions here block: they run before a node starts, or in a command line.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from mesh.errors import ConfigError, ConflictError, RecordError
+from mesh.identity import Authority, Certificate, Identity, cluster_id, issue
+from mesh.ids import ENROLMENT_MAX
+from mesh.sealing import SECRET_BYTES, KeyRing, KeyState, RingKey
+from node import durable_files, x509_certificates
+from node.streams.tls import TlsMaterial, san_uri
+
+IDENTITY_FILE = "identity.json"
+"""A node's enrolment inside its root."""
+FOUNDED_MESH = "mesh"
+"""The mesh directory inside the root of a node that founded its own mesh."""
+FILE_BYTES_MAX = 1024 * 1024
+
+_MESH_FILE = "mesh.json"
+_CA_KEY_FILE = "ca-key.pem"
+_CA_CERTIFICATE_FILE = "ca-cert.pem"
+_RING_FILE = "keyring.json"
+_NUMBERS_FILE = "enrolments.json"
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class _KeyFile(msgspec.Struct, frozen=True):
+    secret: bytes
+    state: KeyState
+
+
+class _RingFile(msgspec.Struct, frozen=True, kw_only=True):
+    schema: Literal["relaymesh.keyring.v1"] = "relaymesh.keyring.v1"
+    keys: tuple[_KeyFile, ...]
+
+
+class _MeshFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    schema: Literal["relaymesh.mesh.v1"] = "relaymesh.mesh.v1"
+    cluster: str
+    created_at_ms: int
+
+
+class _NumbersFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The last enrolment number given to each name."""
+
+    schema: Literal["relaymesh.enrolments.v1"] = "relaymesh.enrolments.v1"
+    node: dict[str, int] = {}
+    operator: dict[str, int] = {}
+
+
+class _EnrolmentFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    # Fields without a default are required, so a file of another kind is recognised as such.
+    schema: Literal["relaymesh.enrolment.v1"]
+    role: Literal["node", "operator"]
+    name: str
+    enrolment: int
+    cluster: str
+    certificate: bytes
+    private_key: str
+    tls_certificate: str
+    ca_certificate: str
+    keys: tuple[_KeyFile, ...]
+    checksum: str = ""
+    """Of all the rest. The signatures do not cover the keys, and files travel on sticks and through chats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolment:
+    """A verified enrolment: everything a host or person needs to take part in one mesh."""
+
+    role: str
+    """`node` or `operator`."""
+    name: str
+    enrolment: int
+    cluster: bytes
+    certificate: Certificate
+    private_key_pem: str = field(repr=False)
+    tls_certificate_pem: str = field(repr=False)
+    ca_certificate_pem: str = field(repr=False)
+    keys: tuple[RingKey, ...]
+
+    def identity(self) -> Identity:
+        """What signs records and bundles."""
+        return Identity(
+            certificate=self.certificate,
+            private_key=x509_certificates.load_private_key(self.private_key_pem),
+            ca_public_key=x509_certificates.ca_public_key(self.ca_certificate_pem),
+        )
+
+    def ring(self) -> KeyRing:
+        """What seals datagrams."""
+        return KeyRing(self.keys)
+
+    @property
+    def tls_material(self) -> TlsMaterial:
+        """What proves this identity on streams."""
+        return TlsMaterial(
+            cluster=self.cluster,
+            certificate_pem=self.tls_certificate_pem,
+            private_key_pem=self.private_key_pem,
+            ca_pem=self.ca_certificate_pem,
+        )
+
+
+def create_mesh(out: Path) -> str:
+    """Create the directory of a new mesh (mode 0700) and return its cluster id in hex.
+
+    Whoever holds the directory can enroll anybody. ConfigError when `out` holds anything, or cannot be written;
+    then nothing is left behind.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists and is not empty: give a new directory as --out")
+    with _writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))  # mode 0700
+        try:
+            cluster = _write_mesh(building)
+            building.rename(out)  # takes the place of an empty directory, but of nothing else
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        durable_files.sync_directory(out.parent)
+    return cluster
+
+
+def _write_mesh(directory: Path) -> str:
+    ca_key = Ed25519PrivateKey.generate()
+    cluster = cluster_id(ca_key.public_key().public_bytes_raw()).hex()
+    ring = _RingFile(keys=(_KeyFile(secrets.token_bytes(SECRET_BYTES), KeyState.PRIMARY),))
+    files = {
+        _CA_KEY_FILE: x509_certificates.private_key_pem(ca_key).encode(),
+        _CA_CERTIFICATE_FILE: x509_certificates.make_ca(ca_key, name=f"RelayMesh {cluster}").encode(),
+        _RING_FILE: _to_json(ring),
+        _NUMBERS_FILE: _to_json(_NumbersFile()),
+        _MESH_FILE: _to_json(_MeshFile(cluster=cluster, created_at_ms=int(time.time() * 1000))),
+    }
+    for name, data in files.items():
+        durable_files.write_new(directory / name, data)
+    return cluster
+
+
+def enroll(mesh_dir: Path, *, node_id: str | None = None, operator: str | None = None, out: Path) -> Enrolment:
+    """Write an enrolment file (mode 0600) for a node or an operator, numbered above all earlier ones of that name.
+
+    The number is used up even when writing `out` fails afterwards. ConfigError when `out` exists, the name cannot be
+    used or the mesh directory is damaged.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} exists: give another --out, or move it away first")
+    if node_id is not None and operator is None:
+        enrolment = _issue(mesh_dir, "node", node_id)
+    elif operator is not None and node_id is None:
+        enrolment = _issue(mesh_dir, "operator", operator)
+    else:
+        raise ConfigError("give either --node-id or --operator")
+    with _writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        durable_files.write_new(out, _encode(enrolment))
+    return enrolment
+
+
+def read_enrolment(path: Path) -> Enrolment:
+    """The enrolment in a file, verified whole. ConfigError in one line when it is malformed, altered or unreadable."""
+    file = _read_json(path, _EnrolmentFile, "an enrolment")
+    if file.checksum != _checksum(file):
+        raise ConfigError(f"{path} was altered or damaged: copy it again, or enroll anew")
+    try:
+        return _verified(file)
+    except (RecordError, ConfigError) as error:
+        raise ConfigError(f"{path} does not hold: {error}; enroll anew") from error
+
+
+def install(root: Path, enrolment_file: Path) -> Enrolment:
+    """Make `enrolment_file` the identity of the node on `root`, and return the identity that is in force.
+
+    The same enrolment again changes nothing; a higher number of the same node takes over. ConflictError when the root
+    belongs to another mesh or node, or to a later enrolment; ConfigError when the file cannot be used.
+    """
+    new = read_enrolment(enrolment_file)
+    if new.role != "node":
+        raise ConfigError(f"{enrolment_file} is for operator {new.name}: a node needs one made with --node-id")
+    current = load(root)
+    if current is not None:
+        if new.certificate == current.certificate:
+            return current
+        _check_succession(root, current, enrolment_file, new)
+    _store(root, new)
+    return new
+
+
+def _check_succession(root: Path, current: Enrolment, file: Path, new: Enrolment) -> None:
+    there = f"{root} is {current.name}, enrolment {current.enrolment}, of mesh {current.cluster.hex()}"
+    given = f"{file} is {new.name}, enrolment {new.enrolment}, of mesh {new.cluster.hex()}"
+    if (new.cluster, new.name) != (current.cluster, current.name):
+        raise ConflictError(f"{there}; {given}: give the node another --root")
+    if new.enrolment < current.enrolment:
+        raise ConflictError(f"{there}; {given}: use the latest enrolment, or enroll anew")
+    if new.enrolment == current.enrolment:
+        raise ConflictError(f"{there}; {given}, with another key: was the mesh directory restored? Enroll anew")
+
+
+def load(root: Path) -> Enrolment | None:
+    """The identity of the node on `root`; None when it has none yet. ConfigError when it is damaged."""
+    path = root / IDENTITY_FILE
+    return read_enrolment(path) if path.exists() else None
+
+
+def found(root: Path, node_id: str) -> Enrolment:
+    """Make the node on `root` the first of its own mesh, whose directory is `<root>/mesh`; others are enrolled there.
+
+    Does nothing when this node has an identity. ConflictError when the root belongs to another node.
+    """
+    current = load(root)
+    if current is not None:
+        if current.name != node_id:
+            raise ConflictError(f"{root} belongs to {current.name}: start it with --node-id {current.name}")
+        return current
+    mesh_dir = root / FOUNDED_MESH
+    if not mesh_dir.exists():
+        with _writing(root):
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        create_mesh(mesh_dir)
+    enrolment = _issue(mesh_dir, "node", node_id)
+    _store(root, enrolment)
+    return enrolment
+
+
+def _store(root: Path, enrolment: Enrolment) -> None:
+    with _writing(root):
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        durable_files.replace(root / IDENTITY_FILE, _encode(enrolment))
+
+
+# --- the mesh directory -----------------------------------------------------------------------------------------------
+
+
+def _issue(mesh_dir: Path, role: Literal["node", "operator"], name: str) -> Enrolment:
+    """A new enrolment, its number recorded durably before it is returned."""
+    with _locked(mesh_dir):
+        mesh = _read_json(mesh_dir / _MESH_FILE, _MeshFile, "a mesh")
+        keys = _read_json(mesh_dir / _RING_FILE, _RingFile, "a key ring").keys
+        ca_pem = _read(mesh_dir / _CA_CERTIFICATE_FILE).decode(errors="replace")
+        ca_key = _read_ca_key(mesh_dir / _CA_KEY_FILE)
+        cluster = cluster_id(ca_key.public_key().public_bytes_raw())
+        if mesh.cluster != cluster.hex():
+            raise ConfigError(f"{mesh_dir}: {_MESH_FILE} and {_CA_KEY_FILE} belong to different meshes")
+        numbers = _read_json(mesh_dir / _NUMBERS_FILE, _NumbersFile, "a list of enrolments")
+        number = getattr(numbers, role).get(name, 0) + 1
+        if number > ENROLMENT_MAX:
+            raise ConfigError(f"{name} was enrolled {ENROLMENT_MAX} times: give the host a new name")
+        key = Ed25519PrivateKey.generate()
+        # Checks the name too, so an unusable one takes no number.
+        certificate = issue(
+            ca_key,
+            cluster=cluster,
+            role=role,
+            name=name,
+            enrolment=number,
+            public_key=key.public_key().public_bytes_raw(),
+        )
+        with _writing(mesh_dir):
+            getattr(numbers, role)[name] = number
+            durable_files.replace(mesh_dir / _NUMBERS_FILE, _to_json(numbers))
+    uri = san_uri(cluster, role, name, number)
+    return Enrolment(
+        role=role,
+        name=name,
+        enrolment=number,
+        cluster=cluster,
+        certificate=certificate,
+        private_key_pem=x509_certificates.private_key_pem(key),
+        tls_certificate_pem=x509_certificates.make_leaf(
+            ca_key, ca_pem, public_key=key.public_key(), name=name, uri=uri
+        ),
+        ca_certificate_pem=ca_pem,
+        keys=tuple(RingKey(key.secret, key.state) for key in keys),
+    )
+
+
+def _read_ca_key(path: Path) -> Ed25519PrivateKey:
+    try:
+        return x509_certificates.load_private_key(_read(path).decode(errors="replace"))
+    except RecordError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+@contextmanager
+def _locked(mesh_dir: Path) -> Iterator[None]:
+    """Wait for, then keep out, other enrolments. The lock is on mesh.json, which is never replaced."""
+    try:
+        descriptor = os.open(mesh_dir / _MESH_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{mesh_dir} is no mesh directory: make one: relaymesh mesh create --out DIR") from error
+    except OSError as error:
+        raise ConfigError(f"{mesh_dir} cannot be read: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# --- the enrolment file -----------------------------------------------------------------------------------------------
+
+
+def _encode(enrolment: Enrolment) -> bytes:
+    file = _EnrolmentFile(
+        schema="relaymesh.enrolment.v1",
+        role="node" if enrolment.role == "node" else "operator",
+        name=enrolment.name,
+        enrolment=enrolment.enrolment,
+        cluster=enrolment.cluster.hex(),
+        certificate=msgspec.msgpack.encode(enrolment.certificate),
+        private_key=enrolment.private_key_pem,
+        tls_certificate=enrolment.tls_certificate_pem,
+        ca_certificate=enrolment.ca_certificate_pem,
+        keys=tuple(_KeyFile(key.secret, key.state) for key in enrolment.keys),
+    )
+    return _to_json(msgspec.structs.replace(file, checksum=_checksum(file)))
+
+
+def _checksum(file: _EnrolmentFile) -> str:
+    return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(file, checksum=""))).hexdigest()
+
+
+def _verified(file: _EnrolmentFile) -> Enrolment:
+    """The enrolment, after every part was checked against the CA and against every other part."""
+    authority = Authority(x509_certificates.ca_public_key(file.ca_certificate))
+    certificate = _decode_certificate(file.certificate)
+    authority.check(certificate)
+    said = (file.cluster, file.role, file.name, file.enrolment)
+    certified = (certificate.cluster.hex(), certificate.role, certificate.name, certificate.enrolment)
+    if said != certified:
+        raise RecordError("its certificate names somebody else")
+    private_key = x509_certificates.load_private_key(file.private_key)
+    if private_key.public_key().public_bytes_raw() != certificate.public_key:
+        raise RecordError("its private key does not belong to its certificate")
+    uri = san_uri(certificate.cluster, file.role, file.name, file.enrolment)
+    x509_certificates.check_leaf(file.ca_certificate, file.tls_certificate, public_key=certificate.public_key, uri=uri)
+    keys = tuple(RingKey(key.secret, key.state) for key in file.keys)
+    KeyRing(keys)  # raises when the keys make no ring
+    return Enrolment(
+        role=file.role,
+        name=file.name,
+        enrolment=file.enrolment,
+        cluster=certificate.cluster,
+        certificate=certificate,
+        private_key_pem=file.private_key,
+        tls_certificate_pem=file.tls_certificate,
+        ca_certificate_pem=file.ca_certificate,
+        keys=keys,
+    )
+
+
+def _decode_certificate(data: bytes) -> Certificate:
+    try:
+        return msgspec.msgpack.decode(data, type=Certificate)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise RecordError("its certificate cannot be read") from error
+
+
+# --- reading and writing ----------------------------------------------------------------------------------------------
+
+
+def _to_json(value: msgspec.Struct) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def _read_json(path: Path, kind: type[S], what: str) -> S:
+    try:
+        return msgspec.json.decode(_read(path), type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not {what} of RelayMesh: {error}") from error
+
+
+def _read(path: Path) -> bytes:
+    """The content of a small file that only its owner may read."""
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            data = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        mode = stat.S_IMODE(status.st_mode)
+        raise ConfigError(f"{path} holds secrets, and its mode {mode:04o} lets others in: chmod 600 {path}")
+    if len(data) > FILE_BYTES_MAX:
+        raise ConfigError(f"{path} is larger than {FILE_BYTES_MAX} bytes: it is none of RelayMesh's files")
+    return data
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say which path could not be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise ConfigError(f"{path} exists: give another place, or move it away first") from error
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error
