@@ -111,6 +111,7 @@ class Cluster:
         self._settings = dict(settings or {})
         self.mesh_directory = directory / "mesh"
         self.nodes: dict[str, NodeSpec] = {}
+        directory.mkdir(parents=True, exist_ok=True)
         identity_files.create_mesh(self.mesh_directory)
         for node_id in node_ids:
             self.add(node_id, flags=(flags or {}).get(node_id, ()))

@@ -8,6 +8,7 @@ Trio, so that a command line starts quickly.
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from mesh.ids import Address
 from node.streams.frames import LOCAL_CLUSTER, FrameDecoder, encode_message
 from node.streams.local_socket import connect_local
 from node.streams.rpc_messages import SILENCE_S, Call, End, Error, Part, decode_reply, encode
-from node.streams.tls import TlsMaterial, client_context, peer_name
+from node.streams.tls import peer_name
 
 CONTROL_SOCKET = "control.sock"
 CONNECT_S = 5.0
@@ -72,13 +73,9 @@ class PeerTarget:
     """Any node of the mesh, reached by TLS at its stream address with the identity of an enrolment."""
 
     address: Address
-    material: TlsMaterial
-    """Whose identity we show, as an enrolment file holds it."""
-
-    @property
-    def cluster(self) -> bytes:
-        """The mesh of our identity."""
-        return self.material.cluster
+    cluster: bytes
+    context: ssl.SSLContext
+    """Our identity and the mesh's CA as the only trust: `node.streams.tls.client_context`."""
 
     def connect(self) -> socket.socket:
         """Connect, prove who we are, and check that the other side is a node of the same mesh."""
@@ -86,13 +83,14 @@ class PeerTarget:
             plain = socket.create_connection(self.address, timeout=CONNECT_S)
         except OSError as error:
             raise UnavailableError(f"no node answers at {self.address} ({error.strerror or error})") from error
+        secure: ssl.SSLSocket | None = None
         try:
-            secure = client_context(self.material).wrap_socket(plain)
+            secure = self.context.wrap_socket(plain)
             if peer_name(secure.getpeercert(), self.cluster).role != "node":
                 raise RecordError("it is an operator")
             return secure
         except (OSError, RecordError) as error:
-            plain.close()
+            (secure or plain).close()
             raise UnavailableError(
                 f"{self.address} did not prove to be a node of this mesh ({error}): check the address and the identity"
             ) from error
