@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -46,6 +46,10 @@ _RING_FILE = "keyring.json"
 _NUMBERS_FILE = "enrolments.json"
 
 S = TypeVar("S", bound=msgspec.Struct)
+_Number = Annotated[int, msgspec.Meta(ge=1, le=ENROLMENT_MAX)]
+
+
+# Every field of these files is required, so that a file of another kind is recognised as such.
 
 
 class _KeyFile(msgspec.Struct, frozen=True):
@@ -54,12 +58,12 @@ class _KeyFile(msgspec.Struct, frozen=True):
 
 
 class _RingFile(msgspec.Struct, frozen=True, kw_only=True):
-    schema: Literal["relaymesh.keyring.v1"] = "relaymesh.keyring.v1"
+    schema: Literal["relaymesh.keyring.v1"]
     keys: tuple[_KeyFile, ...]
 
 
 class _MeshFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    schema: Literal["relaymesh.mesh.v1"] = "relaymesh.mesh.v1"
+    schema: Literal["relaymesh.mesh.v1"]
     cluster: str
     created_at_ms: int
 
@@ -67,13 +71,12 @@ class _MeshFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class _NumbersFile(msgspec.Struct, frozen=True, kw_only=True):
     """The last enrolment number given to each name."""
 
-    schema: Literal["relaymesh.enrolments.v1"] = "relaymesh.enrolments.v1"
-    node: dict[str, int] = {}
-    operator: dict[str, int] = {}
+    schema: Literal["relaymesh.enrolments.v1"]
+    node: dict[str, _Number]
+    operator: dict[str, _Number]
 
 
 class _EnrolmentFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    # Fields without a default are required, so a file of another kind is recognised as such.
     schema: Literal["relaymesh.enrolment.v1"]
     role: Literal["node", "operator"]
     name: str
@@ -132,9 +135,9 @@ def create_mesh(out: Path) -> str:
     Whoever holds the directory can enroll anybody. ConfigError when `out` holds anything, or cannot be written;
     then nothing is left behind.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists and is not empty: give a new directory as --out")
     with _writing(out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(f"{out} exists and is not empty: give a new directory as --out")
         out.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))  # mode 0700
         try:
@@ -150,13 +153,15 @@ def create_mesh(out: Path) -> str:
 def _write_mesh(directory: Path) -> str:
     ca_key = Ed25519PrivateKey.generate()
     cluster = cluster_id(ca_key.public_key().public_bytes_raw()).hex()
-    ring = _RingFile(keys=(_KeyFile(secrets.token_bytes(SECRET_BYTES), KeyState.PRIMARY),))
+    ring = _RingFile(
+        schema="relaymesh.keyring.v1", keys=(_KeyFile(secrets.token_bytes(SECRET_BYTES), KeyState.PRIMARY),)
+    )
     files = {
         _CA_KEY_FILE: x509_certificates.private_key_pem(ca_key).encode(),
         _CA_CERTIFICATE_FILE: x509_certificates.make_ca(ca_key, name=f"RelayMesh {cluster}").encode(),
-        _RING_FILE: _to_json(ring),
-        _NUMBERS_FILE: _to_json(_NumbersFile()),
-        _MESH_FILE: _to_json(_MeshFile(cluster=cluster, created_at_ms=int(time.time() * 1000))),
+        _RING_FILE: _to_json(_RingFile(schema="relaymesh.keyring.v1", keys=(ring_key,))),
+        _NUMBERS_FILE: _to_json(_NumbersFile(schema="relaymesh.enrolments.v1", node={}, operator={})),
+        _MESH_FILE: _to_json(_MeshFile(schema="relaymesh.mesh.v1", cluster=cluster, created_at_ms=now_ms)),
     }
     for name, data in files.items():
         durable_files.write_new(directory / name, data)
@@ -169,7 +174,7 @@ def enroll(mesh_dir: Path, *, node_id: str | None = None, operator: str | None =
     The number is used up even when writing `out` fails afterwards. ConfigError when `out` exists, the name cannot be
     used or the mesh directory is damaged.
     """
-    if out.exists():
+    if _exists(out):
         raise ConfigError(f"{out} exists: give another --out, or move it away first")
     if node_id is not None and operator is None:
         enrolment = _issue(mesh_dir, "node", node_id)
@@ -226,7 +231,7 @@ def _check_succession(root: Path, current: Enrolment, file: Path, new: Enrolment
 def load(root: Path) -> Enrolment | None:
     """The identity of the node on `root`; None when it has none yet. ConfigError when it is damaged."""
     path = root / IDENTITY_FILE
-    return read_enrolment(path) if path.exists() else None
+    return read_enrolment(path) if _exists(path) else None
 
 
 def found(root: Path, node_id: str) -> Enrolment:
@@ -240,7 +245,7 @@ def found(root: Path, node_id: str) -> Enrolment:
             raise ConflictError(f"{root} belongs to {current.name}: start it with --node-id {current.name}")
         return current
     mesh_dir = root / FOUNDED_MESH
-    if not mesh_dir.exists():
+    if not _exists(mesh_dir):
         with _writing(root):
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
         create_mesh(mesh_dir)
@@ -261,14 +266,13 @@ def _store(root: Path, enrolment: Enrolment) -> None:
 def _issue(mesh_dir: Path, role: Literal["node", "operator"], name: str) -> Enrolment:
     """A new enrolment, its number recorded durably before it is returned."""
     with _locked(mesh_dir):
-        mesh = _read_json(mesh_dir / _MESH_FILE, _MeshFile, "a mesh")
+        mesh = _read_json(mesh_dir / _MESH_FILE, _MeshFile, "a mesh", secret=False)
         keys = _read_json(mesh_dir / _RING_FILE, _RingFile, "a key ring").keys
-        ca_pem = _read(mesh_dir / _CA_CERTIFICATE_FILE).decode(errors="replace")
-        ca_key = _read_ca_key(mesh_dir / _CA_KEY_FILE)
+        ca_key, ca_pem = _read_ca(mesh_dir)
         cluster = cluster_id(ca_key.public_key().public_bytes_raw())
         if mesh.cluster != cluster.hex():
             raise ConfigError(f"{mesh_dir}: {_MESH_FILE} and {_CA_KEY_FILE} belong to different meshes")
-        numbers = _read_json(mesh_dir / _NUMBERS_FILE, _NumbersFile, "a list of enrolments")
+        numbers = _read_json(mesh_dir / _NUMBERS_FILE, _NumbersFile, "a list of enrolments", secret=False)
         number = getattr(numbers, role).get(name, 0) + 1
         if number > ENROLMENT_MAX:
             raise ConfigError(f"{name} was enrolled {ENROLMENT_MAX} times: give the host a new name")
@@ -301,11 +305,18 @@ def _issue(mesh_dir: Path, role: Literal["node", "operator"], name: str) -> Enro
     )
 
 
-def _read_ca_key(path: Path) -> Ed25519PrivateKey:
+def _read_ca(mesh_dir: Path) -> tuple[Ed25519PrivateKey, str]:
+    """The CA's key, and its certificate as PEM."""
+    path = mesh_dir / _CA_KEY_FILE
     try:
-        return x509_certificates.load_private_key(_read(path).decode(errors="replace"))
+        key = x509_certificates.load_private_key(_read(path).decode(errors="replace"))
+        path = mesh_dir / _CA_CERTIFICATE_FILE
+        pem = _read(path, secret=False).decode(errors="replace")
+        if x509_certificates.ca_public_key(pem) != key.public_key().public_bytes_raw():
+            raise RecordError("the CA certificate is not for the CA key")
     except RecordError as error:
         raise ConfigError(f"{path}: {error}") from error
+    return key, pem
 
 
 @contextmanager
@@ -379,7 +390,7 @@ def _verified(file: _EnrolmentFile) -> Enrolment:
 def _decode_certificate(data: bytes) -> Certificate:
     try:
         return msgspec.msgpack.decode(data, type=Certificate)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecordError("its certificate cannot be read") from error
 
 
@@ -390,27 +401,36 @@ def _to_json(value: msgspec.Struct) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
-def _read_json(path: Path, kind: type[S], what: str) -> S:
+def _read_json(path: Path, kind: type[S], what: str, *, secret: bool = True) -> S:
     try:
-        return msgspec.json.decode(_read(path), type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+        return msgspec.json.decode(_read(path, secret=secret), type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not {what} of RelayMesh: {error}") from error
 
 
-def _read(path: Path) -> bytes:
-    """The content of a small file that only its owner may read."""
+def _read(path: Path, *, secret: bool = True) -> bytes:
+    """The content of a small file, which only its owner may read if it is secret."""
     try:
         with path.open("rb") as file:
-            status = os.fstat(file.fileno())
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             data = file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        mode = stat.S_IMODE(status.st_mode)
+    if secret and mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(f"{path} holds secrets, and its mode {mode:04o} lets others in: chmod 600 {path}")
     if len(data) > FILE_BYTES_MAX:
         raise ConfigError(f"{path} is larger than {FILE_BYTES_MAX} bytes: it is none of RelayMesh's files")
     return data
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    return True
 
 
 @contextmanager

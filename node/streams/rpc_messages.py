@@ -96,7 +96,7 @@ def decode_call(data: bytes) -> Call:
     """The request in `data`; FrameError when it is none."""
     try:
         return _call_decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FrameError(f"a message is no request: {error}") from error
 
 
@@ -104,7 +104,7 @@ def decode_reply(data: bytes) -> Reply:
     """The reply in `data`; FrameError when it is none."""
     try:
         return _reply_decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FrameError(f"a message is no reply: {error}") from error
 
 
