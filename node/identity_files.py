@@ -153,9 +153,8 @@ def create_mesh(out: Path) -> str:
 def _write_mesh(directory: Path) -> str:
     ca_key = Ed25519PrivateKey.generate()
     cluster = cluster_id(ca_key.public_key().public_bytes_raw()).hex()
-    ring = _RingFile(
-        schema="relaymesh.keyring.v1", keys=(_KeyFile(secrets.token_bytes(SECRET_BYTES), KeyState.PRIMARY),)
-    )
+    ring_key = _KeyFile(secrets.token_bytes(SECRET_BYTES), KeyState.PRIMARY)
+    now_ms = int(time.time() * 1000)
     files = {
         _CA_KEY_FILE: x509_certificates.private_key_pem(ca_key).encode(),
         _CA_CERTIFICATE_FILE: x509_certificates.make_ca(ca_key, name=f"RelayMesh {cluster}").encode(),
