@@ -257,21 +257,22 @@ class Cluster:
 
         A node that does not answer yet, or says that something is not there yet, counts as not wanted.
         """
-        last: list[Any] = ["no answer"]
+        last: Any = "nothing"
 
-        def asked() -> tuple[Any] | None:
+        def is_wanted() -> bool:
+            nonlocal last
             try:
-                answer = self.admin(node_id, command, **args)
+                last = self.admin(node_id, command, **args)
             except RelayMeshError as error:
-                last[0] = error
-                return None
-            last[0] = answer
-            return (answer,) if wanted(answer) else None
+                last = error
+                return False
+            return bool(wanted(last))
 
         try:
-            return wait_until(asked, timeout_s, what)[0]
+            wait_until(is_wanted, timeout_s, what)
         except TimeoutError as error:
-            raise TimeoutError(f"{error}; {node_id} last answered {command!r} with {last[0]!r}") from None
+            raise TimeoutError(f"{error}; {node_id} last answered {command!r} with {last!r}") from None
+        return last
 
     def log_tail(self, node_id: str) -> str:
         """The end of a node's log."""

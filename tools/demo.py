@@ -14,11 +14,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from json import dumps, loads
+from json import loads
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import msgspec
 
 from chaos.processes import Cluster
 from mesh.errors import RelayMeshError, UnavailableError
@@ -39,8 +40,7 @@ class DemoError(Exception):
     """The demo did not show what it promises; the text says what happened instead."""
 
 
-@dataclass(slots=True)
-class Report:
+class Report(msgspec.Struct, kw_only=True, rename="camel"):
     """What the demo found, in the form of its `--json` output."""
 
     ok: bool = False
@@ -48,11 +48,12 @@ class Report:
     files: int = 0
     steps: int = 0
     killed: str = ""
-    running_on_killed: list[str] = field(default_factory=list)
-    taken_over: dict[str, str] = field(default_factory=dict)
+    running_on_killed: list[str] = msgspec.field(default_factory=list)
+    taken_over: dict[str, str] = msgspec.field(default_factory=dict)
     """The node that finished each step which ran on the killed node."""
-    timeline: list[dict[str, Any]] = field(default_factory=list)
-    result: dict[str, Any] = field(default_factory=dict)
+    timeline: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    """What `explain` tells about the first of them."""
+    result: dict[str, Any] = msgspec.field(default_factory=dict)
     result_matches: bool = False
     restarted_agrees: bool = False
     mesh_s: float = 0.0
@@ -205,13 +206,8 @@ class Demo:
             raise DemoError(_difference(report.result, expected))
         if not report.taken_over:
             raise DemoError(f"no step that ran on {report.killed} was taken over")
-        step_id = steps[next(iter(report.taken_over))]["stepId"]
-        report.timeline = self._timeline(cluster, task_id, step_id)
-
-    def _timeline(self, cluster: Cluster, task_id: str, step_id: str) -> list[dict[str, Any]]:
-        events = cluster.admin(self._watched, "ownership-events", limit=1_000, taskId=task_id)
-        ours = [event for event in events if event["stepId"] == step_id]
-        return sorted(ours, key=lambda event: int(event["occurredAtMs"]))
+        told = cluster.admin(self._watched, "explain", taskId=task_id)["steps"]
+        report.timeline = next(step["timeline"] for step in told if step["name"] == next(iter(report.taken_over)))
 
     def _restart_killed(self, cluster: Cluster, task_id: str) -> None:
         killed = self._report.killed
@@ -266,7 +262,7 @@ def _difference(ours: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
 
 def _print_report(report: Report, place: Path, *, as_json: bool) -> None:
     if as_json:
-        print(dumps(asdict(report), indent=2))
+        print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
     elif report.ok:
         print(_story(report))
     if report.failure:
@@ -292,12 +288,8 @@ def _story(report: Report) -> str:
 def _timeline_lines(timeline: Sequence[Mapping[str, Any]]) -> list[str]:
     if not timeline:
         return []
-    began_ms = int(timeline[0]["occurredAtMs"])
-    return [
-        f"  {(int(event['occurredAtMs']) - began_ms) / 1_000:+8.3f} s  {event['nodeId']:<8} {event['action']:<16} "
-        f"{event.get('details') or event.get('result') or ''}"
-        for event in timeline
-    ]
+    began_ms = int(timeline[0]["atMs"])
+    return [f"  {(int(event['atMs']) - began_ms) / 1_000:+8.3f} s  {event['text']}" for event in timeline]
 
 
 def _how_to_talk(cluster: Cluster, task_id: str) -> str:
