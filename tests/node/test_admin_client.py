@@ -1,21 +1,25 @@
 """The synchronous admin client against a scripted server on a real Unix socket."""
 
+import socket
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from mesh.errors import ConflictError, LimitError, NotFoundError, RelayMeshError, UnavailableError
-from node import admin_client
-from node.admin_client import AdminClient, LocalTarget, call_local
+from mesh.ids import Address
+from node import admin_client, identity_files
+from node.admin_client import AdminClient, LocalTarget, PeerTarget, call_local
 from node.streams.frames import LOCAL_CLUSTER, FrameDecoder, encode_message
 from node.streams.local_socket import listening_local
 from node.streams.rpc_messages import Call, End, Error, Part, Reply, Tick, decode_call, encode
+from node.streams.tls import TlsMaterial, client_context, make_contexts
 
 Script = Callable[[Call], list[Reply] | bytes]
 
@@ -28,32 +32,38 @@ def packed(value: object) -> bytes:
 def server(root: Path, script: Script) -> Iterator[list[Call]]:
     """Answer every request with the script's replies, or with raw bytes and a closed connection."""
     calls: list[Call] = []
-    with listening_local(root / "control.sock") as listener:
-        listener.settimeout(0.05)
-        stopping = threading.Event()
-        thread = threading.Thread(target=_serve, args=(listener, script, calls, stopping))
-        thread.start()
-        try:
-            yield calls
-        finally:
-            stopping.set()
-            thread.join(5)
-            assert not thread.is_alive()
+    with listening_local(root / "control.sock") as listener, served(listener, LOCAL_CLUSTER, script, calls):
+        yield calls
 
 
-def _serve(listener, script, calls, stopping):
+@contextmanager
+def served(listener: socket.socket, cluster: bytes, script: Script, calls: list[Call]) -> Iterator[None]:
+    listener.settimeout(0.05)
+    stopping = threading.Event()
+    thread = threading.Thread(target=_serve, args=(listener, cluster, script, calls, stopping))
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def _serve(listener, cluster, script, calls, stopping):
     while not stopping.is_set():
         try:
             connection, _ = listener.accept()
-        except TimeoutError:
+        except (TimeoutError, ssl.SSLError):
             continue
         with connection:
             connection.settimeout(0.05)
-            _serve_one(connection, script, calls, stopping)
+            with suppress(OSError):  # the client went away
+                _serve_one(connection, cluster, script, calls, stopping)
 
 
-def _serve_one(connection, script, calls, stopping):
-    decoder = FrameDecoder(LOCAL_CLUSTER)
+def _serve_one(connection, cluster, script, calls, stopping):
+    decoder = FrameDecoder(cluster)
     while not stopping.is_set():
         try:
             data = connection.recv(65_536)
@@ -69,7 +79,7 @@ def _serve_one(connection, script, calls, stopping):
                 connection.sendall(replies)
                 return
             for reply in replies:
-                connection.sendall(encode_message(LOCAL_CLUSTER, encode(reply)))
+                connection.sendall(encode_message(cluster, encode(reply)))
 
 
 def test_a_command_travels_with_its_namespace_and_arguments_and_brings_the_answer_home(tmp_path):
@@ -154,3 +164,51 @@ def test_an_oversized_request_is_refused_before_anything_is_sent(tmp_path):
 def test_the_client_does_not_load_trio():
     code = "import sys, node.admin_client; sys.exit('trio' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- over TLS ---
+
+
+@pytest.fixture
+def enrol(tmp_path):
+    """Make an identity of one of several meshes."""
+
+    def enrolled(mesh: str, **who: str) -> TlsMaterial:
+        if not (tmp_path / mesh).exists():
+            identity_files.create_mesh(tmp_path / mesh)
+        out = tmp_path / f"{mesh}-{'-'.join(who.values())}"
+        identity_files.enroll(tmp_path / mesh, out=out, **who)
+        return identity_files.read_enrolment(out).tls_material
+
+    return enrolled
+
+
+@contextmanager
+def tls_server(material: TlsMaterial) -> Iterator[Address]:
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+        secure = make_contexts(material).server.wrap_socket(plain, server_side=True)
+        with secure, served(secure, material.cluster, lambda call: [End(packed("hello"))], []):
+            yield Address(*secure.getsockname())
+
+
+def ask(address: Address, material: TlsMaterial) -> object:
+    with AdminClient(PeerTarget(address, material.cluster, client_context(material))) as client:
+        return client.call("version")
+
+
+def test_an_operator_asks_any_node_of_its_mesh(enrol):
+    with tls_server(enrol("ours", node_id="node-a")) as address:
+        assert ask(address, enrol("ours", operator="olga")) == "hello"
+
+
+@pytest.mark.parametrize(("mesh", "who"), [("theirs", {"node_id": "node-a"}), ("ours", {"operator": "mallory"})])
+def test_a_server_that_is_no_node_of_the_mesh_gets_no_request(enrol, mesh, who):
+    with tls_server(enrol(mesh, **who)) as address, pytest.raises(UnavailableError, match="did not prove"):
+        ask(address, enrol("ours", operator="olga"))
+
+
+def test_a_port_where_nobody_listens_is_named(enrol):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = Address(*listener.getsockname())
+    with pytest.raises(UnavailableError, match=str(address)):
+        ask(address, enrol("ours", operator="olga"))
