@@ -1,0 +1,57 @@
+"""Goal: each command about nodes asks what it should. Method: a scripted node."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["members"], {}),
+        (["mesh-summary"], {}),
+        (["agents"], {}),
+        (["stats"], {}),
+        (["cluster-state"], {}),
+        (["maintenance"], {}),
+        (["mesh-recover", "--limit", "5"], {"limit": 5}),
+        (["ownership-events"], {"limit": 100, "sinceHours": 24}),
+        (["ownership-events", "--task", "t", "--since-hours", "2"], {"limit": 100, "sinceHours": 2, "taskId": "t"}),
+        (["lease-conflicts", "--limit", "1"], {"limit": 1, "sinceHours": 24}),
+        (["cluster-epoch-bump", "--reason", "r", "--actor", "me"], {"reason": "r", "actor": "me"}),
+    ],
+)
+def test_commands_carry_their_options_and_show_the_answer(fake_node, relaymesh, command, expected):
+    answer = [{"nodeId": "node-a", "status": "ALIVE", "extra": 1}]
+    fake_node.answers[command[0]] = answer
+
+    plain = relaymesh("--root", fake_node.root, *command)
+    as_json = relaymesh("--root", fake_node.root, *command, "--json")
+
+    assert (plain.code, as_json.code) == (0, 0)
+    assert [call["args"] for call in fake_node.calls] == [expected, expected]
+    assert "node-a" in plain.out
+    assert as_json.json == answer
+
+
+def test_an_epoch_is_bumped_in_the_name_of_the_user(fake_node, relaymesh, monkeypatch):
+    monkeypatch.setenv("LOGNAME", "alice")
+    fake_node.answers["cluster-epoch-bump"] = {"currentEpoch": 2}
+
+    relaymesh("--root", fake_node.root, "cluster-epoch-bump")
+
+    assert fake_node.args("cluster-epoch-bump") == {"reason": "manual", "actor": "alice"}
+
+
+@pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1)])
+def test_health_is_the_exit_code(fake_node, relaymesh, ok, code):
+    fake_node.answers["health"] = {"ok": ok, "dbOk": ok}
+
+    assert relaymesh("--root", fake_node.root, "health").code == code
+
+
+def test_limits_outside_their_range_are_refused(fake_node, relaymesh):
+    for options in (["--limit", "0"], ["--limit", "10001"], ["--since-hours", "0"], ["--limit", "x"]):
+        ran = relaymesh("--root", fake_node.root, "lease-conflicts", *options)
+        assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert fake_node.calls == []

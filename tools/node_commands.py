@@ -1,0 +1,162 @@
+"""Commands about the nodes and what they agree on: who is there, how they are, who owned what."""
+
+from __future__ import annotations
+
+import getpass
+from typing import Annotated
+
+import typer
+
+from tools.session import EXIT_NEGATIVE, EXIT_OK, Command, Session, command
+
+Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many.")]
+SinceHours = Annotated[int, typer.Option("--since-hours", min=1, max=8_784, help="Only the last so many hours.")]
+TaskOption = Annotated[str | None, typer.Option("--task", metavar="ID", help="Only this task.")]
+
+_MEMBER_COLUMNS = (
+    "nodeId",
+    "status",
+    "effectiveStatus",
+    "recoversAtMs",
+    "address",
+    "rpcAddress",
+    "lastHeartbeatMs",
+    "lastHeardAtMs",
+    "updatedAtMs",
+    "storeFailed",
+    "accusers",
+    "labels",
+)
+_EVENT_COLUMNS = (
+    "occurredAtMs",
+    "action",
+    "eventType",
+    "nodeId",
+    "taskId",
+    "stepId",
+    "leaseEpoch",
+    "result",
+    "details",
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    for name, body in _COMMANDS.items():
+        command(app, name, panel="Mesh")(body)
+
+
+def _members(session: Session) -> int:
+    """List the nodes as the asked node sees them."""
+    session.show(session.ask("members"), columns=_MEMBER_COLUMNS)
+    return EXIT_OK
+
+
+def _mesh_summary(session: Session) -> int:
+    """Count nodes by status, and running steps.
+
+    Running steps are counted by the status of their owners.
+    """
+    session.show(session.ask("mesh-summary"))
+    return EXIT_OK
+
+
+def _agents(session: Session) -> int:
+    """List the agents that can be given work."""
+    session.show(session.ask("agents"))
+    return EXIT_OK
+
+
+def _health(session: Session) -> int:
+    """Say whether the asked node can take work.
+
+    Exit 1 when it cannot.
+    """
+    answer = session.ask("health")
+    session.show(answer)
+    return EXIT_OK if answer.get("ok") else EXIT_NEGATIVE
+
+
+def _stats(session: Session) -> int:
+    """Show the counters of the asked node."""
+    session.show(session.ask("stats"))
+    return EXIT_OK
+
+
+def _ownership_events(
+    session: Session, limit: Limit = 100, since_hours: SinceHours = 24, task: TaskOption = None
+) -> int:
+    """List who owned which step when.
+
+    Claims, hand-overs and take-overs, newest first.
+    """
+    answer = session.ask("ownership-events", limit=limit, sinceHours=since_hours, taskId=task)
+    session.show(answer, columns=_EVENT_COLUMNS)
+    return EXIT_OK
+
+
+def _lease_conflicts(
+    session: Session, limit: Limit = 100, since_hours: SinceHours = 24, task: TaskOption = None
+) -> int:
+    """List late results and fenced writes that lost."""
+    answer = session.ask("lease-conflicts", limit=limit, sinceHours=since_hours, taskId=task)
+    session.show(answer, columns=_EVENT_COLUMNS)
+    return EXIT_OK
+
+
+def _cluster_state(session: Session) -> int:
+    """Show the cluster epoch."""
+    session.show(session.ask("cluster-state"))
+    return EXIT_OK
+
+
+def _cluster_epoch_bump(
+    session: Session,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept with the new epoch.")] = "manual",
+    actor: Annotated[
+        str | None, typer.Option("--actor", metavar="NAME", help="Who did it. [default: your user name]")
+    ] = None,
+) -> int:
+    """Open a new cluster epoch.
+
+    Every running step is requeued under it, and late results of older epochs lose.
+    """
+    session.show(session.ask("cluster-epoch-bump", reason=reason, actor=actor or _user_name()))
+    return EXIT_OK
+
+
+def _mesh_recover(session: Session, limit: Limit = 128) -> int:
+    """Take over the steps of DEAD and LEFT nodes now."""
+    session.show(session.ask("mesh-recover", limit=limit))
+    return EXIT_OK
+
+
+def _maintenance(session: Session) -> int:
+    """Run one round of upkeep on the asked node.
+
+    Due retries, take-overs, pruning and a checkpoint.
+    """
+    session.show(session.ask("maintenance"))
+    return EXIT_OK
+
+
+_COMMANDS: dict[str, Command] = {
+    "members": _members,
+    "mesh-summary": _mesh_summary,
+    "agents": _agents,
+    "health": _health,
+    "stats": _stats,
+    "ownership-events": _ownership_events,
+    "lease-conflicts": _lease_conflicts,
+    "cluster-state": _cluster_state,
+    "cluster-epoch-bump": _cluster_epoch_bump,
+    "mesh-recover": _mesh_recover,
+    "maintenance": _maintenance,
+}
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "cli"  # a container may run under a number without a name

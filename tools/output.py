@@ -1,0 +1,139 @@
+"""Shows answers: JSON for programs, tables on a terminal, aligned plain lines elsewhere.
+
+Answers are shown as they come, so that everything a newer node says is shown too. Text from agents and peers never
+reaches a terminal raw: control characters are escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tools.durations import format_age, format_duration
+
+CELL_CHARS_MAX = 100  # a longer value in a table is cut; --json and single-task views show it whole
+
+_STYLES = {
+    "ALIVE": "green",
+    "SUCCESS": "green",
+    "RUNNING": "cyan",
+    "SUSPECT": "yellow",
+    "RETRYING": "yellow",
+    "DEAD": "red",
+    "DEAD_LETTER": "red",
+    "LEFT": "dim",
+    "CANCELLED": "dim",
+}
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_answer(value: Any, *, columns: Sequence[str] = ()) -> None:
+    """Print an answer for people. `columns` chooses and orders the columns of those tables in it that have any."""
+    _print_value(value, columns, now_ms=time.time() * 1000)
+
+
+def _print_value(value: Any, columns: Sequence[str], now_ms: float) -> None:
+    if isinstance(value, Mapping):
+        _print_mapping(value, columns, now_ms)
+    elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        _print_table(value, columns, now_ms)
+    elif isinstance(value, list):
+        for item in value:
+            print(escape(format_cell("", item, now_ms=now_ms)))
+        if not value:
+            print("(none)")
+    else:
+        print(escape(format_cell("", value, now_ms=now_ms)))
+
+
+def _print_mapping(value: Mapping[str, Any], columns: Sequence[str], now_ms: float) -> None:
+    flat = {key: item for key, item in value.items() if not _is_nested(item)}
+    width = max((len(_label(key)) for key in flat), default=0)
+    for key, item in flat.items():
+        print(f"{escape(_label(key)):<{width}}  {escape(format_cell(key, item, now_ms=now_ms))}".rstrip())
+    for key, item in value.items():
+        if _is_nested(item):
+            print(f"\n{escape(_label(key))}:")
+            _print_value(item, columns, now_ms)
+
+
+def _is_nested(item: Any) -> bool:
+    """Whether a value needs lines of its own: objects, lists of objects, and lists of sentences."""
+    if isinstance(item, list):
+        return any(isinstance(part, Mapping) or (isinstance(part, str) and " " in part) for part in item)
+    return isinstance(item, Mapping) and bool(item)
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], now_ms: float) -> None:
+    present = list(dict.fromkeys(key for row in rows for key in row))
+    chosen = [column for column in columns if column in present] or present
+    # A column that says nothing in any row only takes room.
+    chosen = [key for key in chosen if any(row.get(key) not in (None, "", [], {}) for row in rows)] or chosen[:1]
+    titles = [_label(key) for key in chosen]
+    cells = [[_shorten(escape(format_cell(key, row.get(key), now_ms=now_ms))) for key in chosen] for row in rows]
+    if sys.stdout.isatty():
+        _print_rich_table(titles, cells)
+        return
+    widths = [max(len(line[index]) for line in [titles, *cells]) for index in range(len(titles))]
+    for line in [[title.upper() for title in titles], *cells]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _print_rich_table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console  # slow to import, and only a terminal needs it
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for title in titles:
+        table.add_column(title.upper(), overflow="fold")
+    for line in cells:
+        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in line))
+    Console().print(table)
+
+
+def format_cell(key: str, value: Any, *, now_ms: float) -> str:
+    """One value in words. Keys that end in `AtMs` are shown as ages, in `Ms` as durations."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return _format_number(key, value, now_ms)
+    if isinstance(value, list):
+        return ", ".join(format_cell("", item, now_ms=now_ms) for item in value) or "-"
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={format_cell(name, item, now_ms=now_ms)}" for name, item in value.items()) or "-"
+    return str(value)
+
+
+def _format_number(key: str, value: float, now_ms: float) -> str:
+    if key.endswith("AtMs"):
+        return format_age(value, now_ms=now_ms) if value else "-"
+    if key.endswith("Ms"):
+        return format_duration(value)
+    return str(value) if isinstance(value, int) else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _label(key: str) -> str:
+    """`createdAtMs` is headed `created`, `queueLagMs` `queueLag`: the value carries its unit."""
+    for ending in ("AtMs", "Ms"):
+        if key.endswith(ending) and len(key) > len(ending):
+            return key.removesuffix(ending)
+    return key
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= CELL_CHARS_MAX else text[: CELL_CHARS_MAX - 1] + "…"
+
+
+def escape(text: str) -> str:
+    """The text on one line, with everything that a terminal would obey made visible."""
+    return "".join(part if part.isprintable() else part.encode("unicode_escape").decode() for part in text)
