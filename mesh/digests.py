@@ -1,0 +1,110 @@
+"""Membership anti-entropy: short digests of a view, and what one view lacks that another has.
+
+Promises: a digest always fits one packet. When the table does not fit, it covers a contiguous range of the tag space,
+from a random start, and says which; members outside the range are neither claimed nor missed. Comparing never changes
+anything: digests are unsigned, so they only decide which signed records and claims to send.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mesh.errors import PacketError
+from mesh.membership import RANK, Member, Status
+from mesh.messages import RANGE_BYTES, Digest
+
+_ENTRY = struct.Struct(f"!{RANGE_BYTES}sQIB")  # tag's first bytes, life, incarnation, status rank
+ENTRY_BYTES = _ENTRY.size
+DIGEST_OVERHEAD_BYTES = 32  # kind, both range ends, flag and length, at their longest
+
+View = tuple[int, int, int]  # life, incarnation, status rank
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How two views of one range differ."""
+
+    ours_newer: list[Member]
+    """Members of whom we know more, in tag order."""
+    theirs_newer: int
+    """How many members the other side knows more about."""
+    of_us: View | None
+    """What the other side holds of this node itself, if it says."""
+
+
+def make_digest(members: Sequence[Member], *, low: bytes, high: bytes, space: int, answer: bool) -> Digest:
+    """A digest of the members (given in tag order) in a range, or of as many as fit from `low` on."""
+    entries_max = (space - DIGEST_OVERHEAD_BYTES) // ENTRY_BYTES
+    assert entries_max > 0, space
+    inside = [member for member in members if _within(_short(member), low, high)]
+    # A range that wraps round begins in the middle of the tag order.
+    first = next((index for index, member in enumerate(inside) if _short(member) >= low), 0)
+    inside = inside[first:] + inside[:first]
+    if len(inside) > entries_max:
+        inside = inside[:entries_max]
+        high = _short(inside[-1])
+    return Digest(low, high, answer, b"".join(map(_entry, inside)))
+
+
+def full_range(rng: random.Random) -> tuple[bytes, bytes]:
+    """The range of all tags, from a random start and wrapping round to just before it."""
+    start = rng.getrandbits(8 * RANGE_BYTES)
+    end = (start - 1) % (1 << 8 * RANGE_BYTES)
+    return start.to_bytes(RANGE_BYTES, "big"), end.to_bytes(RANGE_BYTES, "big")
+
+
+def read_entries(digest: Digest) -> dict[bytes, View]:
+    """The entries by short tag. PacketError when they are not whole."""
+    if len(digest.entries) % ENTRY_BYTES:
+        raise PacketError("malformed")
+    return {tag: (life, incarnation, rank) for tag, life, incarnation, rank in _ENTRY.iter_unpack(digest.entries)}
+
+
+def compare(members: Sequence[Member], digest: Digest, own: Member) -> Difference:
+    """What we know beyond the digest, and it beyond us. `members` are all we know, in tag order."""
+    theirs = read_entries(digest)
+    ours_newer: list[Member] = []
+    theirs_newer = 0
+    of_us: View | None = None
+    for member in members:
+        short = _short(member)
+        if not _within(short, digest.low, digest.high):
+            continue
+        view = theirs.pop(short, None)
+        if member is own:
+            of_us = view
+        order = _newer_than(_view(member), view)
+        if order > 0:
+            ours_newer.append(member)
+        elif order < 0:
+            theirs_newer += 1
+    return Difference(ours_newer, theirs_newer + len(theirs), of_us)
+
+
+def _newer_than(ours: View, theirs: View | None) -> int:
+    if theirs is None:
+        return 1
+    # LEFT beats every incarnation of its life, so the status counts before the incarnation there.
+    left = RANK[Status.LEFT]
+    first = (ours[0], ours[2] == left, *ours[1:])
+    second = (theirs[0], theirs[2] == left, *theirs[1:])
+    return (first > second) - (first < second)
+
+
+def _entry(member: Member) -> bytes:
+    return _ENTRY.pack(_short(member), *_view(member))
+
+
+def _view(member: Member) -> View:
+    return member.life, member.incarnation, RANK[member.status]
+
+
+def _short(member: Member) -> bytes:
+    return member.tag[:RANGE_BYTES]
+
+
+def _within(tag: bytes, low: bytes, high: bytes) -> bool:
+    return low <= tag <= high if low <= high else tag >= low or tag <= high

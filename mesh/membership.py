@@ -1,0 +1,348 @@
+"""The table of members, and the one rule that decides which news about a member wins.
+
+Promises: news is ordered by (life, incarnation); within one incarnation DEAD beats SUSPECT beats ALIVE; a signed LEFT
+beats everything of its life; only a higher life ends LEFT. The highest signed (life, incarnation) is kept even when
+nothing else changes, so no older claim can revive or kill. Claims are unsigned: they never add a member, never move an
+address, and wait (parked) until a signed record shows the incarnation that they speak about. The table is bounded.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mesh.identity import Certificate
+from mesh.ids import Address, Life
+from mesh.messages import Claim, Reason
+from mesh.profiles import SUSPICION_MAX_FACTOR, Profile
+from mesh.records import MemberRecord
+from mesh.suspicion import Suspicion
+
+PARKED_MAX = 256  # claims that arrived before the record they speak about; news travels in any order for seconds only
+FORGOTTEN_MAX = 4_096  # names of pruned members whose last record must not bring them back
+ACCUSERS_MAX = 16  # shown to people; more would not make a suspicion any shorter
+
+
+class Status(enum.StrEnum):
+    """What the protocol holds of a member. Never delayed: it alone decides who may be taken over."""
+
+    ALIVE = "ALIVE"
+    SUSPECT = "SUSPECT"
+    DEAD = "DEAD"
+    LEFT = "LEFT"
+
+
+ACTIVE = (Status.ALIVE, Status.SUSPECT)  # probed, gossiped to and counted as members of the mesh
+RANK = {Status.ALIVE: 0, Status.SUSPECT: 1, Status.DEAD: 2, Status.LEFT: 3}
+
+
+@dataclass(slots=True, kw_only=True)
+class Member:
+    """One member as this node sees it. Only `Membership` changes it."""
+
+    node_id: str
+    tag: bytes
+    certificate: Certificate
+    life: Life
+    incarnation: int
+    process: int
+    status: Status
+    address: Address
+    rpc_address: Address
+    store_failed: bool
+    record: bytes
+    """The newest signed record, verifiable by anyone."""
+    status_since: float
+    last_heard: float | None = None
+    """When a packet of this life last came from it; None before the first."""
+    accusers: dict[str, str] = field(default_factory=dict)
+    """Who accused it and why, while SUSPECT or DEAD."""
+    dead_claims: dict[str, None] = field(default_factory=dict)
+    """Who declared this incarnation DEAD while we still doubted it."""
+    suspicion: Suspicion | None = None
+
+    @property
+    def active(self) -> bool:
+        """ALIVE or SUSPECT."""
+        return self.status in ACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """News that changed the table, and is therefore worth passing on."""
+
+    member: Member
+    before: Status | None
+    after: Status
+    reason: str
+    accuser: str | None = None
+    visible: bool = True
+    """False when only an incarnation rose: nothing that anyone outside the protocol acts on."""
+
+
+class Membership:
+    """All members, this node included."""
+
+    def __init__(self, own: MemberRecord, profile: Profile, now: float) -> None:
+        self._profile = profile
+        self._own = _member(own, now)
+        self._by_id: dict[str, Member] = {own.node_id: self._own}
+        self._by_tag: dict[bytes, Member] = {own.tag: self._own}
+        self._parked: dict[tuple[bytes, int, int, bytes], Claim] = {}
+        self._forgotten: dict[bytes, tuple[int, int]] = {}
+        self._gone: list[str] = []
+        self.version = 0
+        """Rises with every change of a status, life or address, and whenever the set of members changes."""
+        self._active_others: list[Member] | None = None
+        self._in_tag_order: list[Member] | None = None
+
+    @property
+    def own(self) -> Member:
+        """This node itself; always ALIVE until it leaves."""
+        return self._own
+
+    def get(self, node_id: str) -> Member | None:
+        """The member with this id."""
+        return self._by_id.get(node_id)
+
+    def by_tag(self, tag: bytes) -> Member | None:
+        """The member with this wire tag."""
+        return self._by_tag.get(tag)
+
+    def all(self) -> list[Member]:
+        """Every known member, sorted by node id."""
+        return sorted(self._by_id.values(), key=lambda member: member.node_id)
+
+    def alive(self) -> list[Member]:
+        """The ALIVE members, this node included, sorted by node id."""
+        return [member for member in self.all() if member.status is Status.ALIVE]
+
+    def in_tag_order(self) -> list[Member]:
+        """Every known member, sorted by wire tag, which is the order of digests."""
+        if self._in_tag_order is None:
+            self._in_tag_order = sorted(self._by_tag.values(), key=lambda member: member.tag)
+        return self._in_tag_order
+
+    def active_others(self) -> list[Member]:
+        """ALIVE and SUSPECT members but this node, in a fixed order. Not to be modified."""
+        if self._active_others is None:
+            self._active_others = [m for m in self._by_id.values() if m.active and m is not self._own]
+        return self._active_others
+
+    def size(self) -> int:
+        """Members that are not gone, this node included: the `n` of all formulas."""
+        return len(self.active_others()) + 1
+
+    def suspected(self) -> Iterator[Member]:
+        """Members under suspicion."""
+        return (member for member in self.active_others() if member.suspicion is not None)
+
+    def replace_own(self, record: MemberRecord, now: float) -> None:
+        """Put our own new record in place; nobody else may write it."""
+        assert record.node_id == self._own.node_id
+        _overwrite(self._own, record)
+        if record.body.left:
+            self._set_status(self._own, Status.LEFT, now)
+
+    def apply_record(self, record: MemberRecord, now: float) -> Change | None:
+        """Take over another member's signed record if it is newer than what we hold."""
+        assert record.tag != self._own.tag
+        member = self._by_tag.get(record.tag)
+        if member is None:
+            return self._add(record, now)
+        if record.life != member.life:
+            return self._new_life(member, record, now) if record.life > member.life else None
+        if record.body.left:
+            return self._leave(member, record, now)
+        if member.status is Status.LEFT:
+            member.incarnation = max(member.incarnation, record.body.incarnation)
+            return None
+        # Two processes of one life are a cloned disk. Any order will do, so long as all nodes choose the same one
+        # and each clone comes to see the other's record.
+        if (record.body.incarnation, record.body.process) <= (member.incarnation, member.process):
+            return None
+        return self._newer(member, record, now)
+
+    def accuse(self, claim: Claim, accuser: str, now: float) -> Change | None:
+        """Weigh a claim that names another member's current incarnation; park or drop it when it names another.
+
+        A returned change is news. No claim makes a member DEAD by itself, but enough of them end the suspicion.
+        """
+        member = self._by_tag.get(claim.subject)
+        if member is None or (claim.life, claim.incarnation) > (member.life, member.incarnation):
+            self._park(claim)
+            return None
+        assert member is not self._own
+        if (claim.life, claim.incarnation) != (member.life, member.incarnation) or not member.active:
+            return None
+        before, news = member.status, False
+        cause = claim.cause().label
+        if accuser not in member.accusers and len(member.accusers) < ACCUSERS_MAX:
+            member.accusers[accuser] = cause
+        if member.suspicion is None:
+            self._suspect(member, accuser, now)
+            news = True
+        else:
+            news = member.suspicion.confirm(accuser)
+        if claim.dead and accuser not in member.dead_claims and len(member.dead_claims) < self._profile.dead_accusers:
+            member.dead_claims[accuser] = None
+            news = True
+            assert member.suspicion is not None
+            member.suspicion.agreed = self._agreed_dead(member)
+        if not news:
+            return None
+        return Change(member, before, member.status, cause, accuser, visible=before is not member.status)
+
+    def declare_dead(self, member: Member, reason: Reason, accuser: str, now: float) -> Change:
+        """End a suspicion with DEAD. `accuser` is who decided, normally this node."""
+        assert member.status is Status.SUSPECT, member.status
+        self._set_status(member, Status.DEAD, now)
+        member.accusers.setdefault(accuser, reason.label)
+        return Change(member, Status.SUSPECT, Status.DEAD, reason.label, accuser)
+
+    def take_parked(self, member: Member) -> list[Claim]:
+        """Claims that waited for exactly this incarnation of the member."""
+        keys = [key for key in self._parked if key[:3] == (member.tag, member.life, member.incarnation)]
+        return [self._parked.pop(key) for key in keys]
+
+    def was_forgotten(self, record: MemberRecord) -> bool:
+        """True when this record is no newer than the one its subject had when we pruned it.
+
+        Such a record would bring back a ghost for ever, passed from one who forgot to the next.
+        """
+        last = self._forgotten.get(record.tag)
+        return last is not None and (record.life, record.body.incarnation) <= last
+
+    def prune(self, now: float) -> None:
+        """Forget members that have been DEAD or LEFT for long."""
+        for member in list(self._by_id.values()):
+            gone = member is not self._own and not member.active
+            if gone and now - member.status_since >= self._profile.forget_after_s:
+                self._forget(member)
+
+    def take_forgotten(self) -> list[str]:
+        """Node ids that left the table since the last call, for those who keep books by node id."""
+        forgotten, self._gone = self._gone, []
+        return forgotten
+
+    def _add(self, record: MemberRecord, now: float) -> Change | None:
+        if self.was_forgotten(record) or not self._make_room():
+            return None
+        member = _member(record, now)
+        self._by_id[member.node_id] = member
+        self._by_tag[member.tag] = member
+        self._forgotten.pop(member.tag, None)
+        self._table_changed()
+        return Change(member, None, member.status, "left" if record.body.left else "joined")
+
+    def _new_life(self, member: Member, record: MemberRecord, now: float) -> Change:
+        before = member.status
+        _overwrite(member, record)
+        member.last_heard = None
+        after = Status.LEFT if record.body.left else Status.ALIVE
+        self._set_status(member, after, now)
+        return Change(member, before, after, "signed-leave" if record.body.left else "restarted")
+
+    def _leave(self, member: Member, record: MemberRecord, now: float) -> Change | None:
+        if member.status is Status.LEFT:
+            return None
+        before, incarnation = member.status, member.incarnation
+        _overwrite(member, record)
+        member.incarnation = max(incarnation, record.body.incarnation)
+        self._set_status(member, Status.LEFT, now)
+        return Change(member, before, Status.LEFT, "signed-leave")
+
+    def _newer(self, member: Member, record: MemberRecord, now: float) -> Change:
+        before, seen = member.status, (member.address, member.rpc_address, member.store_failed)
+        _overwrite(member, record)
+        self.version += 1
+        reason = "updated"
+        if before is not Status.ALIVE:
+            self._set_status(member, Status.ALIVE, now)
+            reason = "refuted"
+        moved = seen != (member.address, member.rpc_address, member.store_failed)
+        return Change(member, before, Status.ALIVE, reason, visible=moved or before is not Status.ALIVE)
+
+    def _suspect(self, member: Member, accuser: str, now: float) -> None:
+        n = self.size()
+        shortest = self._profile.dead_after_s(n)
+        self._set_status(member, Status.SUSPECT, now)
+        member.suspicion = Suspicion(
+            started=now,
+            shortest_s=shortest,
+            longest_s=shortest * SUSPICION_MAX_FACTOR,
+            wanted=self._profile.confirmations_wanted(n),
+            accusers={accuser: None},
+        )
+
+    def _agreed_dead(self, member: Member) -> bool:
+        live = [name for name in member.dead_claims if (accuser := self._by_id.get(name)) and accuser.active]
+        return len(live) >= self._profile.dead_accusers
+
+    def _set_status(self, member: Member, status: Status, now: float) -> None:
+        member.status = status
+        member.status_since = now
+        member.suspicion = None
+        member.dead_claims.clear()
+        if status in (Status.ALIVE, Status.LEFT):
+            member.accusers.clear()
+        self._active_others = None
+        self.version += 1
+
+    def _park(self, claim: Claim) -> None:
+        key = (claim.subject, claim.life, claim.incarnation, claim.accuser)
+        self._parked.pop(key, None)
+        if len(self._parked) >= PARKED_MAX:
+            del self._parked[next(iter(self._parked))]
+        self._parked[key] = claim
+
+    def _make_room(self) -> bool:
+        if len(self._by_id) < self._profile.members_max:
+            return True
+        gone = [member for member in self._by_id.values() if not member.active and member is not self._own]
+        if not gone:
+            return False
+        self._forget(min(gone, key=lambda member: member.status_since))
+        return True
+
+    def _forget(self, member: Member) -> None:
+        del self._by_id[member.node_id]
+        del self._by_tag[member.tag]
+        self._gone.append(member.node_id)
+        if len(self._forgotten) >= FORGOTTEN_MAX:
+            del self._forgotten[next(iter(self._forgotten))]
+        self._forgotten[member.tag] = (member.life, member.incarnation)
+        self._table_changed()
+
+    def _table_changed(self) -> None:
+        self._active_others = self._in_tag_order = None
+        self.version += 1
+
+
+def _member(record: MemberRecord, now: float) -> Member:
+    return Member(
+        node_id=record.node_id,
+        tag=record.tag,
+        certificate=record.body.certificate,
+        life=record.life,
+        incarnation=record.body.incarnation,
+        process=record.body.process,
+        status=Status.LEFT if record.body.left else Status.ALIVE,
+        address=record.address,
+        rpc_address=record.rpc_address,
+        store_failed=record.body.store_failed,
+        record=record.raw,
+        status_since=now,
+    )
+
+
+def _overwrite(member: Member, record: MemberRecord) -> None:
+    member.certificate = record.body.certificate
+    member.life = record.life
+    member.incarnation = record.body.incarnation
+    member.process = record.body.process
+    member.address = record.address
+    member.rpc_address = record.rpc_address
+    member.store_failed = record.body.store_failed
+    member.record = record.raw

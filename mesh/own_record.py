@@ -1,0 +1,71 @@
+"""This node's own signed record, and the only place where its incarnation rises.
+
+Promises: every change signs a new record with the next incarnation, so it beats whatever was said about the one before.
+Nobody else can sign for us; an incarnation above ours that a claim names cannot exist and is never chased.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from mesh.identity import Identity
+from mesh.ids import Address, Life
+from mesh.messages import Claim
+from mesh.records import MemberRecord, RecordBody, sign_record
+
+
+class OwnRecord:
+    """Signs what this node says about itself."""
+
+    def __init__(self, identity: Identity, *, boot: int, process: int, address: Address, rpc_address: Address) -> None:
+        self._identity = identity
+        body = RecordBody(
+            certificate=identity.certificate,
+            boot=boot,
+            incarnation=0,
+            process=process,
+            left=False,
+            store_failed=False,
+            host=address.host,
+            port=address.port,
+            rpc_host=rpc_address.host,
+            rpc_port=rpc_address.port,
+        )
+        self.current: MemberRecord = sign_record(identity, body)
+
+    @property
+    def life(self) -> Life:
+        """This start's life."""
+        return self.current.life
+
+    @property
+    def left(self) -> bool:
+        """True once we have said goodbye."""
+        return self.current.body.left
+
+    def refute(self) -> MemberRecord:
+        """Say the same again under the next incarnation."""
+        return self._sign(self.current.body)
+
+    def leave(self) -> MemberRecord:
+        """Say goodbye."""
+        return self._sign(msgspec.structs.replace(self.current.body, left=True))
+
+    def set_store_failed(self, failed: bool) -> MemberRecord | None:
+        """Say whether our database takes writes; None when that was said already."""
+        if self.current.body.store_failed == failed:
+            return None
+        return self._sign(msgspec.structs.replace(self.current.body, store_failed=failed))
+
+    def is_accused(self, claim: Claim) -> bool:
+        """True when a claim speaks about what we currently are, so that it must be refuted."""
+        return self.is_current(claim.life, claim.incarnation)
+
+    def is_current(self, life: int, incarnation: int) -> bool:
+        """True for the life and incarnation that we last signed."""
+        return (life, incarnation) == (self.life, self.current.body.incarnation)
+
+    def _sign(self, body: RecordBody) -> MemberRecord:
+        body = msgspec.structs.replace(body, incarnation=self.current.body.incarnation + 1)
+        self.current = sign_record(self._identity, body)
+        return self.current

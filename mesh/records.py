@@ -1,0 +1,123 @@
+"""Member records: what a node says about itself, signed by itself, verifiable by anyone who knows the CA key.
+
+Promises: `RecordVerifier.verify` returns a record only if its subject's certificate was issued by our CA and its key
+signed exactly these bytes. So nobody but the subject can move its address, raise its incarnation or make it leave, not
+even a holder of the ring key. Records are ordered by (life, incarnation); time plays no part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+
+from mesh.errors import ConfigError, RecordError
+from mesh.identity import Authority, Bytes64, Certificate, Identity, verify
+from mesh.ids import BOOT_MAX, Address, Life, make_life, node_tag
+from mesh.messages import RECORD_BYTES_MAX, Incarnation
+from mesh.sealing import PROCESS_BITS
+
+HOST_CHARS_MAX = 100  # of an advertised host name; two of them and a certificate fit half a packet
+RECORDS_CACHED_MAX = 4_096  # verified records by their bytes: a gossiped record arrives a dozen times
+
+_DOMAIN = b"relaymesh member"
+
+_Host = Annotated[str, msgspec.Meta(min_length=1, max_length=HOST_CHARS_MAX)]
+_Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
+
+
+class RecordBody(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """The signed part."""
+
+    certificate: Certificate
+    boot: Annotated[int, msgspec.Meta(ge=0, le=BOOT_MAX)]
+    """Counts the starts of this node; persisted before the first packet of a start."""
+    incarnation: Incarnation
+    """Counts what this start said about itself; raised to refute, to leave, to change an address or a flag."""
+    process: Annotated[int, msgspec.Meta(ge=0, lt=1 << PROCESS_BITS)]
+    """Random per start: two processes with one life are a cloned disk."""
+    left: bool
+    store_failed: bool
+    host: _Host
+    port: _Port
+    rpc_host: _Host
+    rpc_port: _Port
+
+
+class _Envelope(msgspec.Struct, frozen=True, array_like=True):
+    body: bytes
+    signature: Bytes64
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRecord:
+    """A verified record, and the bytes that prove it."""
+
+    body: RecordBody
+    raw: bytes
+    tag: bytes
+
+    @property
+    def node_id(self) -> str:
+        """The subject's certified name."""
+        return self.body.certificate.name
+
+    @property
+    def life(self) -> Life:
+        """The subject's life, see `mesh.ids.make_life`."""
+        return make_life(self.body.certificate.enrolment, self.body.boot)
+
+    @property
+    def address(self) -> Address:
+        """Where it receives datagrams."""
+        return Address(self.body.host, self.body.port)
+
+    @property
+    def rpc_address(self) -> Address:
+        """Where it accepts streams."""
+        return Address(self.body.rpc_host, self.body.rpc_port)
+
+
+def sign_record(identity: Identity, body: RecordBody) -> MemberRecord:
+    """Sign our own record. ConfigError when an advertised host name is too long to be gossiped."""
+    if max(len(body.host), len(body.rpc_host)) > HOST_CHARS_MAX:
+        raise ConfigError(
+            f"an advertised host name has at most {HOST_CHARS_MAX} characters; use the IP address instead"
+        )
+    content = msgspec.msgpack.encode(body)
+    raw = msgspec.msgpack.encode(_Envelope(content, identity.sign(_DOMAIN, content)))
+    assert len(raw) <= RECORD_BYTES_MAX, len(raw)
+    return MemberRecord(body, raw, node_tag(body.certificate.name))
+
+
+class RecordVerifier:
+    """Verifies records against one CA, remembering those that held."""
+
+    def __init__(self, authority: Authority) -> None:
+        self._authority = authority
+        self._envelopes = msgspec.msgpack.Decoder(_Envelope)
+        self._bodies = msgspec.msgpack.Decoder(RecordBody)
+        self._verified: dict[bytes, MemberRecord] = {}
+
+    def verify(self, raw: bytes) -> MemberRecord:
+        """The record in these bytes, or RecordError."""
+        known = self._verified.get(raw)
+        if known is not None:
+            return known
+        if len(raw) > RECORD_BYTES_MAX:
+            raise RecordError("member record is too long")
+        try:
+            envelope = self._envelopes.decode(raw)
+            body = self._bodies.decode(envelope.body)
+        except (msgspec.DecodeError, RecursionError):
+            raise RecordError("member record cannot be read") from None
+        if body.certificate.role != "node":
+            raise RecordError(f"{body.certificate.name!r} is no node and cannot be a member")
+        self._authority.check(body.certificate)
+        verify(body.certificate, _DOMAIN, envelope.body, envelope.signature)
+        record = MemberRecord(body, raw, node_tag(body.certificate.name))
+        if len(self._verified) >= RECORDS_CACHED_MAX:
+            del self._verified[next(iter(self._verified))]
+        self._verified[raw] = record
+        return record
