@@ -7,6 +7,7 @@ reaches a terminal raw: control characters are escaped.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -76,27 +77,32 @@ def _print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], now_
     chosen = [column for column in columns if column in present] or present
     # A column that says nothing in any row only takes room.
     chosen = [key for key in chosen if any(row.get(key) not in (None, "", [], {}) for row in rows)] or chosen[:1]
-    titles = [_label(key) for key in chosen]
+    titles = [_title(key) for key in chosen]
     cells = [[_shorten(escape(format_cell(key, row.get(key), now_ms=now_ms))) for key in chosen] for row in rows]
     if sys.stdout.isatty():
         _print_rich_table(titles, cells)
         return
     widths = [max(len(line[index]) for line in [titles, *cells]) for index in range(len(titles))]
-    for line in [[title.upper() for title in titles], *cells]:
+    for line in [titles, *cells]:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _print_rich_table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     from rich.console import Console  # slow to import, and only a terminal needs it
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for title in titles:
-        table.add_column(title.upper(), overflow="fold")
+        table.add_column(title, no_wrap=True)
     for line in cells:
         table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in line))
-    Console().print(table)
+    console = Console()
+    # Never crop or fold a cell: an id must be whole to be copied. A narrow terminal wraps the line itself.
+    wide = console.options.update(width=10_000)
+    console.width = max(console.width, Measurement.get(console, wide, table).maximum)
+    console.print(table)
 
 
 def format_cell(key: str, value: Any, *, now_ms: float) -> str:
@@ -128,6 +134,11 @@ def _label(key: str) -> str:
         if key.endswith(ending) and len(key) > len(ending):
             return key.removesuffix(ending)
     return key
+
+
+def _title(key: str) -> str:
+    """A column's heading: `effectiveStatus` becomes `EFFECTIVE_STATUS`, one word for programs that split lines."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", _label(key)).upper()
 
 
 def _shorten(text: str) -> str:

@@ -195,7 +195,7 @@ def test_a_reader_that_goes_away_causes_no_traceback(fake_node):
     command = [sys.executable, "-m", "tools.cli", "--root", str(fake_node.root), "tasks"]
 
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout.readline().startswith(b"TASKID")
+        assert process.stdout.readline().startswith(b"TASK_ID")
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(20) == 1

@@ -11,6 +11,11 @@ import pytest
 from tools.output import CELL_CHARS_MAX, escape, format_cell, print_answer, print_json
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
 def printed(capsys, value, columns=()):
     print_answer(value, columns=columns)
     return capsys.readouterr().out.splitlines()
@@ -78,10 +83,6 @@ def test_a_cell_at_the_limit_stays_whole_and_a_longer_one_is_cut(capsys):
 
 
 def test_a_terminal_gets_a_table_and_markup_of_agents_stays_text(monkeypatch, capsys):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setenv("TERM", "xterm")
@@ -90,6 +91,18 @@ def test_a_terminal_gets_a_table_and_markup_of_agents_stays_text(monkeypatch, ca
 
     assert "[red]no[/red]" in terminal.getvalue()
     assert "\x1b[" in terminal.getvalue()
+
+
+def test_a_narrow_terminal_gets_whole_ids(monkeypatch, capsys):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "40")
+
+    print_answer([{"taskId": "t" * 36, "idempotencyKey": "k" * 36}])
+
+    assert "t" * 36 in terminal.getvalue()
+    assert "k" * 36 in terminal.getvalue()
+    assert "IDEMPOTENCY_KEY" in terminal.getvalue()
 
 
 def test_json_keeps_letters_as_they_are(capsys):

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from mesh.errors import ConflictError, NotFoundError
+from tools import work_commands
 from tools.work_commands import INPUT_BYTES_MAX
+
+REPOSITORY = Path(__file__).parents[2]
 
 DONE = {"taskId": "tsk_1", "status": "SUCCESS", "steps": [{"name": "main", "status": "SUCCESS"}]}
 RUNNING = {"taskId": "tsk_1", "status": "RUNNING", "steps": [{"name": "main", "status": "RUNNING"}]}
@@ -240,3 +248,39 @@ def test_a_refusal_of_the_node_is_one_line_and_its_class_the_exit_code(fake_node
         "code": "conflict",
         "message": "key k belongs to task tsk_2 with another definition",
     }
+
+
+def test_a_wait_on_a_terminal_shows_progress_and_cleans_up_after_itself(fake_node):
+    steps = [{"name": "a", "status": "SUCCESS"}, {"name": "b", "status": "RUNNING"}]
+    answers = iter([RUNNING | {"steps": steps}, DONE])
+    fake_node.answers["wait"] = lambda args: next(answers)
+    shown, terminal = pty.openpty()
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "tools.cli", "--root", str(fake_node.root), "wait", "tsk_1"],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        timeout=20,
+        check=True,
+    )
+    os.close(terminal)
+    progress = os.read(shown, 4096).decode()
+    os.close(shown)
+
+    assert b"SUCCESS" in ran.stdout
+    assert "RUNNING, 1 of 2 steps done" in progress
+    assert progress.endswith("\r\x1b[K")
+
+
+def test_stopping_a_wait_says_that_the_task_goes_on(fake_node, relaymesh, monkeypatch):
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    fake_node.answers["wait"] = RUNNING
+    monkeypatch.setattr(work_commands, "_show_progress", interrupt)
+
+    ran = relaymesh("--root", fake_node.root, "wait", "tsk_1")
+
+    assert (ran.code, ran.out) == (130, "")
+    assert "task tsk_1 goes on" in ran.err
