@@ -41,7 +41,7 @@ DIGEST_PART_BITS = 40
 """SQLite's SUM refuses to pass 2**63, so 80 bits are kept as two parts: 8 million rows can be summed."""
 
 _COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]*")
-_NAMESPACE_PATTERN = r"^[a-z0-9][a-z0-9._-]*\Z"  # "\Z", since "$" would allow a newline after the end
+_NAMESPACE_PATTERN = r"^[a-z0-9_][a-z0-9._-]*\Z"  # "_" begins the mesh's own; "\Z", since "$" allows a newline
 _NODE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z"
 
 

@@ -1,0 +1,99 @@
+"""Opening SQLite the one way that keeps our promises, and telling a failing disk from a faulty statement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import apsw
+
+from mesh.errors import ConfigError
+
+APPLICATION_ID = 0x524D4553
+"""`RMES` in the file's header: no other program's database is taken for ours, nor ours for theirs."""
+
+BUSY_TIMEOUT_MS = 5_000
+"""Our own two connections never wait long for each other; a backup tool might hold a lock for a moment."""
+STATEMENT_CACHE = 256
+"""Prepared statements per connection: about twelve per replicated table, and what the work layer asks."""
+PAGE_CACHE_KIB = 32_768
+
+DISK_ERRORS = (
+    apsw.IOError,
+    apsw.FullError,
+    apsw.CorruptError,
+    apsw.NotADBError,
+    apsw.CantOpenError,
+    apsw.ReadOnlyError,
+    apsw.PermissionsError,
+    apsw.ProtocolError,
+    apsw.BusyError,
+    apsw.LockedError,
+    apsw.NoMemError,
+)
+"""What says that the database cannot be reached or trusted now. Everything else that apsw raises is a bug of ours."""
+
+# synchronous=FULL syncs the log at every commit: an acknowledged write survives a power cut. Checkpoints are explicit:
+# an automatic one runs inside COMMIT, and its failure would make the outcome of a good commit unknown.
+_SETTINGS: tuple[tuple[str, str | int], ...] = (
+    ("journal_mode", "wal"),
+    ("synchronous", 2),
+    ("wal_autocheckpoint", 0),
+    ("foreign_keys", 0),
+    ("busy_timeout", BUSY_TIMEOUT_MS),
+    ("cache_size", -PAGE_CACHE_KIB),
+    ("temp_store", 2),
+    ("trusted_schema", 0),
+)
+
+
+def open_connection(path: Path, vfs: str, *, read_only: bool = False, exclusive: bool = False) -> apsw.Connection:
+    """A connection with every setting applied and read back.
+
+    `exclusive` keeps the file to this connection, which a VFS without shared memory needs. ConfigError when the file
+    cannot be opened or is no database; what exists is left as it is.
+    """
+    try:
+        connection = apsw.Connection(str(path), vfs=vfs or None, statementcachesize=STATEMENT_CACHE)
+    except apsw.Error as error:
+        raise ConfigError(
+            f"cannot open the database {path}: {error}; check that its folder is yours to write"
+        ) from None
+    try:
+        if exclusive:
+            connection.pragma("locking_mode", "exclusive")
+        _assert_ours(connection, path)
+        for name, value in _SETTINGS:
+            connection.pragma(name, value)
+        if read_only:
+            connection.pragma("query_only", 1)
+        _assert_settings(connection)
+    except DISK_ERRORS as error:
+        connection.close(True)
+        raise ConfigError(unusable(path, str(error))) from None
+    except ConfigError:
+        connection.close(True)
+        raise
+    return connection
+
+
+def _assert_ours(connection: apsw.Connection, path: Path) -> None:
+    # Before any setting is applied: the journal mode alone would change another program's file.
+    if connection.pragma("application_id") == APPLICATION_ID:
+        return
+    if connection.execute("SELECT count(*) FROM sqlite_master").get:
+        raise ConfigError(f"{path} is a database of another program: give --root another folder. Nothing was changed")
+
+
+def _assert_settings(connection: apsw.Connection) -> None:
+    # A setting may be refused without an error (another journal mode in use, a misspelled name), so each is read back.
+    for name, value in _SETTINGS:
+        actual = connection.pragma(name)
+        assert actual == value, f"SQLite kept {name}={actual!r}, not {value!r}"
+
+
+def unusable(path: Path, detail: str) -> str:
+    """What an operator is told when the database is damaged or not reachable."""
+    return (
+        f"the database {path} cannot be used ({detail}). Nothing was changed. If other nodes of this mesh live, move "
+        "the file away and start again: the node copies everything from its peers. If not, restore a backup"
+    )

@@ -1,0 +1,324 @@
+"""The durable store as the rest of a node uses it: write, read, and be told what was committed.
+
+Promises: `write` returns only after the commit that holds its request is durable; callbacks see a commit after it
+returned and before any of its callers wakes; a request is applied whole or not at all, and a caller that goes away does
+not undo it; every queue is bounded, and local commands go before the rows of peers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast
+
+import apsw
+import trio
+
+from mesh.errors import LimitError, StoreError, UnavailableError
+from mesh.hlc import COUNTER_BITS, DRIFT_MAX_MS, HybridClock, PhysicalClock
+from mesh.ids import Origin
+from mesh.rows import Row
+from mesh.tables import Table
+from mesh.version_vector import VersionVector
+from node.env import Env
+from node.storage.database import DISK_ERRORS, open_connection
+from node.storage.migrate import Migration, load_migrations
+from node.storage.reader import Reader
+from node.storage.transaction import Change, Hook, Transaction
+from node.storage.writer import Batch, Request, Writer
+
+T = TypeVar("T")
+
+LOCAL_WAITING_MAX = 4_096
+"""Local requests that may wait. More would only wait longer: at 5,000 a second this is nearly a second's work."""
+REMOTE_ROWS_WAITING_MAX = 20_000
+"""Rows of peers that may wait. What is refused is pulled again later."""
+BATCH_REQUESTS_MAX = 512
+"""Requests in one commit: measured, more gain nothing against the cost of one sync."""
+BATCH_REMOTE_ROWS_MAX = 1_000
+"""Rows of peers in one commit, so that a bulk pull makes local commands wait for milliseconds only."""
+WAL_PAGES_MAX = 4_096
+"""Log pages (16 MiB) after which a checkpoint runs between two batches."""
+CHECKPOINT_IDLE_S = 2.0
+"""A quiet database is checkpointed after this long, once."""
+FAILED_AFTER_S = 5.0
+"""Commits that fail for this long make the store failed; peers may then take over."""
+MAINTENANCE_S = 1.0
+RELEASE_ROWS_MAX = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What one durable commit brought."""
+
+    requests: tuple[tuple[Row, ...], ...]
+    """Per request the rows that this node stamped, in sequence: what to push to peers, a request being never split."""
+    changes: tuple[Change, ...]
+    """Every version that became current, in order."""
+    vector_changed: bool
+
+
+class Store:
+    """One node's replicated rows and local tables. Open it, run `run` in a nursery, then write and read."""
+
+    def __init__(
+        self,
+        env: Env,
+        tables: Sequence[Table],
+        *,
+        node_id: str,
+        path: Path,
+        single_connection: bool = False,
+        migrations: Sequence[Migration] | None = None,
+    ) -> None:
+        """`single_connection` reads over the writing connection, for a VFS without shared memory."""
+        self._env = env
+        self._path = path
+        self._single_connection = single_connection
+        self._tables = tuple(tables)
+        self._writer = Writer(
+            path,
+            env.disk.vfs,
+            self._tables,
+            load_migrations() if migrations is None else migrations,
+            node_id=node_id,
+            entropy=env.entropy,
+            exclusive=single_connection,
+        )
+        self._hooks: dict[str, list[Hook]] = {}
+        self._commit_callbacks: list[Callable[[Commit], None]] = []
+        self._failed_callbacks: list[Callable[[bool], None]] = []
+        self._local: deque[Request] = deque()
+        self._remote: deque[Request] = deque()
+        self._remote_rows = 0
+        self._work = trio.Event()
+        self._accepting = False
+        self._failing_since: float | None = None
+        self._last_commit_s = 0.0
+        self._reader_connection: apsw.Connection | None = None
+        self.vector = VersionVector()
+        """What the database has seen, as of the last commit that returned. Only read it; it changes in place."""
+        self.failed = False
+        """Whether commits have been failing for FAILED_AFTER_S."""
+        self.physical_clock = PhysicalClock(0, 0.0)
+        """Physical time for stamps. Re-anchor it when the peers' median is known."""
+
+    @property
+    def origin(self) -> Origin:
+        """Who stamps the rows that are written here."""
+        return self._writer.ledger.origin
+
+    @property
+    def hlc(self) -> HybridClock:
+        """The clock behind the stamps. It belongs to the writing thread: read `last`, change nothing."""
+        return self._writer.ledger.hlc
+
+    def physical_ms(self) -> int:
+        """Physical time now, in milliseconds since 1970."""
+        return self.physical_clock.now_ms(self._env.clock.monotonic())
+
+    def counters(self) -> Mapping[str, int]:
+        """Totals since the start, by name."""
+        counters = dict(self._writer.ledger.counters)
+        counters["local_waiting"] = len(self._local)
+        counters["remote_rows_waiting"] = self._remote_rows
+        return counters
+
+    async def open(self) -> None:
+        """Open the database and bring it up to date; ConfigError, with nothing changed, when it cannot be used."""
+        clock = self._env.clock
+        self.physical_clock = PhysicalClock(int(clock.wall() * 1000), clock.monotonic())
+        boot_id = self._env.disk.kernel_boot_id()
+        now_ms = self.physical_ms()
+        self.vector = await self._env.writer_thread.run(lambda: self._writer.open(self._hooks, boot_id, now_ms))
+        if not self._single_connection:
+            vfs = self._env.disk.vfs
+            self._reader_connection = await self._env.reader_thread.run(
+                lambda: open_connection(self._path, vfs, read_only=True)
+            )
+        self._accepting = True
+
+    async def close(self) -> None:
+        """Mark the database as left in order and close it. Call it after `run` ended."""
+        self._accepting = False
+        with trio.CancelScope(shield=True):
+            reader = self._reader_connection
+            if reader is not None:
+                await self._env.reader_thread.run(lambda: reader.close(True))
+            await self._env.writer_thread.run(self._writer.close)
+
+    def on_commit(self, callback: Callable[[Commit], None]) -> None:
+        """Call this in the Trio thread after each commit that changed something. It must not block, nor raise."""
+        self._commit_callbacks.append(callback)
+
+    def on_failed(self, callback: Callable[[bool], None]) -> None:
+        """Call this when the store becomes failed (True), and when it works again (False)."""
+        self._failed_callbacks.append(callback)
+
+    def watch(self, table: str, hook: Callable[[Transaction, Row | None, Row], None]) -> None:
+        """Call this inside the transaction for every version of this table that becomes current, local or merged.
+
+        It gets the transaction, the version before (None for a new row) and the new one; it may write further rows.
+        Register before `open`. When it raises, a local request fails, and a merged row goes to quarantine.
+        """
+        self._hooks.setdefault(table, []).append(hook)
+
+    async def read(self, fn: Callable[[Reader], T]) -> T:
+        """The result of `fn` in one read transaction, on the reading thread. StoreError when the disk fails."""
+        ledger = self._writer.ledger
+        connection = self._reader_connection or ledger.connection
+        thread = self._env.writer_thread if self._reader_connection is None else self._env.reader_thread
+
+        def in_transaction() -> T:
+            connection.execute("BEGIN")
+            try:
+                return fn(Reader(connection, ledger.tables, ledger.origins))
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+
+        try:
+            return await thread.run(in_transaction)
+        except DISK_ERRORS as error:
+            raise StoreError(f"the database cannot be read: {error}") from error
+
+    async def write(self, fn: Callable[[Transaction], T], *, remote: bool = False, rows: int = 1) -> T:
+        """Run `fn` in a transaction and return its result once that is durable.
+
+        `fn` runs on the writing thread and must have no effect elsewhere. What it raises undoes it, and is raised here.
+        `remote` requests merge about `rows` rows of peers and wait behind local ones. LimitError when too many wait
+        already. StoreError when the disk fails: whether the request happened is then unknown. Cancelling the caller
+        does not withdraw a request that was accepted.
+        """
+        if not self._accepting:
+            raise UnavailableError("this node is stopping, or did not start yet: try another node")
+        done = trio.Event()
+        request = Request(fn, rows if remote else 0, done.set)
+        if remote:
+            if self._remote_rows + rows > REMOTE_ROWS_WAITING_MAX and self._remote:
+                self._writer.ledger.count("remote_refused")
+                raise LimitError(f"{self._remote_rows} rows of peers wait to be stored: pull again in a moment")
+            self._remote.append(request)
+            self._remote_rows += rows
+        else:
+            if len(self._local) >= LOCAL_WAITING_MAX:
+                self._writer.ledger.count("local_refused")
+                raise LimitError(f"{len(self._local)} requests wait for this node's disk: try again in a moment")
+            self._local.append(request)
+        self._work.set()
+        await done.wait()
+        if request.error is not None:
+            raise request.error
+        return cast(T, request.value)
+
+    async def mint_origin(self, reason: str) -> Origin:
+        """Begin a new origin, since peers may know rows of ours that this database does not; returns it."""
+        self._writer.ledger.mint_wanted = reason
+        await self.write(lambda tx: None)
+        return self.origin
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Commit what is waiting and keep the database in shape until cancelled; then commit what was accepted."""
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            nursery.start_soon(self._maintain)
+            try:
+                while True:
+                    await self._work.wait()
+                    # The batch ends before a cancellation is looked at: its callers' outcome must be told.
+                    with trio.CancelScope(shield=True):
+                        await self._commit_waiting()
+            finally:
+                self._accepting = False
+                with trio.CancelScope(shield=True):
+                    while self._local or self._remote:
+                        await self._commit_waiting()
+
+    async def _commit_waiting(self) -> None:
+        batch = self._collect()
+        if not self._local and not self._remote:
+            self._work = trio.Event()
+        if batch:
+            await self._commit(batch)
+        if self._writer.wal_pages > WAL_PAGES_MAX and self._writer.is_dirty:
+            await self._env.writer_thread.run(self._writer.checkpoint)
+
+    def _collect(self) -> list[Request]:
+        batch: list[Request] = []
+        while self._local and len(batch) < BATCH_REQUESTS_MAX:
+            batch.append(self._local.popleft())
+        # At least one remote request each time: local load must not stop replication.
+        room = BATCH_REMOTE_ROWS_MAX
+        while self._remote and (room == BATCH_REMOTE_ROWS_MAX or self._remote[0].rows <= room):
+            request = self._remote.popleft()
+            self._remote_rows -= request.rows
+            room -= max(1, request.rows)
+            batch.append(request)
+        return batch
+
+    async def _commit(self, requests: list[Request]) -> None:
+        now_ms = self.physical_ms()
+        try:
+            batch = await self._env.writer_thread.run(lambda: self._writer.run_batch(requests, self.vector, now_ms))
+            self._last_commit_s = self._env.clock.monotonic()
+            self._note_outcome(batch)
+            self._publish(batch)
+        except BaseException:
+            for request in requests:
+                request.error = request.error or StoreError(
+                    "this node failed while it stored the request: read it again"
+                )
+            raise
+        finally:
+            for request in requests:
+                request.wake()
+
+    def _publish(self, batch: Batch) -> None:
+        vector_changed = bool(batch.seen.origins())
+        if batch.reloaded is not None:
+            vector_changed = vector_changed or batch.reloaded != self.vector
+            self.vector = batch.reloaded
+        self.vector.join(batch.seen)
+        if vector_changed or batch.changes:
+            commit = Commit(tuple(batch.written), tuple(batch.changes), vector_changed)
+            for callback in self._commit_callbacks:
+                callback(commit)
+
+    def _note_outcome(self, batch: Batch) -> None:
+        now_s = self._env.clock.monotonic()
+        if not batch.failure:
+            self._failing_since = None
+        elif self._failing_since is None:
+            self._failing_since = now_s
+        failed = self._failing_since is not None and now_s - self._failing_since >= FAILED_AFTER_S
+        if failed != self.failed:
+            self.failed = failed
+            for callback in self._failed_callbacks:
+                callback(failed)
+
+    async def _maintain(self) -> None:
+        await self._submit_own(self._release)  # rows of tables that only this release knows
+        while True:
+            await self._env.clock.sleep(MAINTENANCE_S)
+            if self._failing_since is not None:
+                await self._submit_own(self._writer.probe)
+            elif self._writer.is_dirty and self._env.clock.monotonic() - self._last_commit_s >= CHECKPOINT_IDLE_S:
+                await self._env.writer_thread.run(self._writer.checkpoint)
+            if self._writer.ledger.future_parked:
+                await self._submit_own(self._release)
+
+    async def _submit_own(self, fn: Callable[[Transaction], None]) -> None:
+        try:
+            await self.write(fn, remote=True)
+        except (StoreError, LimitError, UnavailableError):
+            # The outcome was noted where the batch failed, and the next round tries again.
+            self._writer.ledger.count("maintenance_failures")
+
+    def _release(self, transaction: Transaction) -> None:
+        ledger = self._writer.ledger
+        hlc_max = (ledger.now_ms + DRIFT_MAX_MS) << COUNTER_BITS
+        transaction.release_parked([table.name for table in self._tables], hlc_max=hlc_max, rows_max=RELEASE_ROWS_MAX)
+        ((waiting,),) = transaction.sql("SELECT count(*) FROM quarantine WHERE reason = 'future-stamp'")
+        ledger.future_parked = waiting > 0

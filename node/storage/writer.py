@@ -1,0 +1,351 @@
+"""The writing connection: opens and checks the database, runs batches of requests, and checkpoints.
+
+Every method runs on the writing thread. A batch is one transaction with a savepoint per request and one COMMIT. When
+the COMMIT fails its outcome is unknown; then all that this object remembers is read again from the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from mesh.errors import ConfigError, StoreError
+from mesh.hlc import HybridClock
+from mesh.ids import Origin
+from mesh.rows import Row
+from mesh.tables import Table
+from mesh.version_vector import VersionVector
+from node.storage.database import APPLICATION_ID, DISK_ERRORS, open_connection, unusable
+from node.storage.migrate import Migration, check_migrations, migrate_up
+from node.storage.origins import NO_ORIGIN, Marker, MarkerFile, OriginTable
+from node.storage.schema import apply_declarations, table_sql
+from node.storage.transaction import Change, Hook, Ledger, Transaction
+
+_META_ORIGIN = "engine.origin"
+_META_HLC = "engine.hlc"
+_META_BOOT = "engine.kernel-boot"
+_META_CLEAN = "engine.clean"
+_META_PROBE = "engine.probe"
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """A function waiting for its transaction, and what became of it."""
+
+    fn: Callable[[Transaction], Any]
+    rows: int
+    """How many rows of peers it merges, 0 for a local command."""
+    wake: Callable[[], None]
+    value: Any = None
+    error: Exception | None = None
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one COMMIT made durable."""
+
+    written: list[tuple[Row, ...]] = field(default_factory=list)
+    """Rows that this node stamped, per request."""
+    changes: list[Change] = field(default_factory=list)
+    seen: VersionVector = field(default_factory=VersionVector)
+    """What the vector gained."""
+    reloaded: VersionVector | None = None
+    """The whole vector, when it was read again from the database after a failure."""
+    failure: str = ""
+    """Why the batch failed as a whole; empty when it was committed."""
+
+
+class Writer:
+    """The one writing connection of a database."""
+
+    def __init__(
+        self,
+        path: Path,
+        vfs: str,
+        tables: Sequence[Table],
+        migrations: Sequence[Migration],
+        *,
+        node_id: str,
+        entropy: Callable[[int], bytes],
+        exclusive: bool,
+    ) -> None:
+        self._path = path
+        self._vfs = vfs
+        self._tables = tables
+        self._migrations = migrations
+        self._node_id = node_id
+        self._entropy = entropy
+        self._exclusive = exclusive
+        self._marker = MarkerFile(path, vfs)
+        self._must_reload = False
+        self.wal_pages = 0
+        """Pages in the write-ahead log, as of the last commit."""
+        self.is_dirty = False
+        """Whether anything was committed since the last checkpoint."""
+
+    def open(self, hooks: dict[str, list[Hook]], kernel_boot_id: str, now_ms: int) -> VersionVector:
+        """Open, check and upgrade the database, settle who we are, and return what it has seen. Raises ConfigError."""
+        connection = open_connection(self._path, self._vfs, exclusive=self._exclusive)
+        try:
+            self._check(connection)
+            connection.execute("BEGIN IMMEDIATE")
+            migrate_up(connection, self._migrations[:1], now_ms=now_ms)
+            apply_declarations(connection, self._tables)
+            migrate_up(connection, self._migrations, now_ms=now_ms)
+            connection.pragma("application_id", APPLICATION_ID)
+            connection.execute("COMMIT")
+            connection.set_wal_hook(self._on_wal)
+            self.ledger = Ledger(
+                connection=connection,
+                tables={table.name: table_sql(table) for table in self._tables},
+                origins=OriginTable(),
+                hlc=HybridClock(),
+                hooks=hooks,
+                now_ms=now_ms,
+            )
+            return self._settle(kernel_boot_id)
+        except DISK_ERRORS as error:
+            connection.close(True)
+            raise ConfigError(unusable(self._path, str(error))) from None
+        except BaseException:
+            connection.close(True)  # rolls back: nothing half-written
+            raise
+
+    def _on_wal(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        self.wal_pages = pages
+        self.is_dirty = True
+        return 0
+
+    def _check(self, connection: apsw.Connection) -> None:
+        if not connection.table_exists("main", "schema_migrations"):
+            return
+        check_migrations(connection, self._migrations)
+        # Only a process that ended badly can have left damage, and reading the whole file takes its time.
+        if connection.execute("SELECT value FROM meta WHERE name = ?", (_META_CLEAN,)).get != b"1":
+            problem = connection.execute("PRAGMA quick_check(1)").get
+            if problem != "ok":
+                raise ConfigError(unusable(self._path, str(problem)))
+
+    def _settle(self, kernel_boot_id: str) -> VersionVector:
+        # Who are we? The same as last time, unless the database may have forgotten what it once told others.
+        ledger = self.ledger
+        vector = self._reload()
+        reason = self._doubt(vector, kernel_boot_id)
+        ledger.connection.execute("BEGIN IMMEDIATE")
+        if reason:
+            self._mint(reason)
+        self._set_meta(_META_BOOT, kernel_boot_id.encode())
+        self._set_meta(_META_CLEAN, b"0")
+        ledger.connection.execute("COMMIT")
+        if reason:
+            self._write_marker()
+        due = ledger.connection.execute("SELECT count(*) FROM quarantine WHERE reason = 'future-stamp'").get
+        ledger.future_parked = bool(due)
+        return vector
+
+    def _doubt(self, vector: VersionVector, kernel_boot_id: str) -> str:
+        ledger = self.ledger
+        if not ledger.origin.incarnation:
+            return "a new database"
+        if ledger.origin.node != self._node_id:
+            return "the node has another id"
+        marker = self._marker.read()
+        if marker is None or marker.incarnation != ledger.origin.incarnation:
+            return "the database was copied from elsewhere or restored"
+        if vector.head(ledger.origin) < marker.head:
+            return "the database is older than this node's last state"
+        clean = self._get_meta(_META_CLEAN) == b"1"
+        if not clean and self._get_meta(_META_BOOT) != kernel_boot_id.encode():
+            # A killed process leaves its writes in the kernel; a kernel that went down may have taken some along.
+            return "the host went down while the node ran"
+        return ""
+
+    def _mint(self, reason: str) -> None:
+        # Inside a transaction. The next sequence number of a fresh origin is 1.
+        ledger = self.ledger
+        incarnation = (int.from_bytes(self._entropy(8), "big") >> 1) or 1
+        ledger.origin = Origin(self._node_id, incarnation)
+        ledger.next_seq = 1
+        oid = ledger.origins.intern(ledger.connection, ledger.origin)
+        self._set_meta(_META_ORIGIN, str(oid).encode())
+        self._set_meta("engine.origin-reason", reason.encode())
+        ledger.count("origins_minted")
+
+    def _reload(self) -> VersionVector:
+        # Read again what memory only mirrors.
+        ledger = self.ledger
+        ledger.origins.load(ledger.connection)
+        vector = VersionVector()
+        for oid, lo, hi in ledger.connection.execute("SELECT oid, lo, hi FROM vector ORDER BY oid, lo"):
+            vector.add(ledger.origins.origin(oid), lo, hi)
+        own = self._get_meta(_META_ORIGIN)
+        ledger.origin = ledger.origins.origin(int(own)) if own else NO_ORIGIN
+        ledger.next_seq = vector.head(ledger.origin) + 1
+        stored_hlc = int(self._get_meta(_META_HLC) or b"0")
+        if stored_hlc > ledger.hlc.last:
+            ledger.hlc = HybridClock(stored_hlc)
+        self._must_reload = False
+        return vector
+
+    def _get_meta(self, name: str) -> bytes | None:
+        value = self.ledger.connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).get
+        assert value is None or isinstance(value, bytes), (name, value)
+        return value
+
+    def _set_meta(self, name: str, value: bytes) -> None:
+        self.ledger.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def run_batch(self, requests: Sequence[Request], vector: VersionVector, now_ms: int) -> Batch:
+        """Run these requests in one transaction. `vector` is what the database has seen; it is only read.
+
+        A request that raises is undone alone. A failing disk fails the whole batch: see `Batch.failure`.
+        """
+        ledger = self.ledger
+        ledger.now_ms = now_ms
+        batch = Batch()
+        try:
+            if self._must_reload:
+                batch.reloaded = vector = self._reload()
+            self._transact(requests, vector, batch)
+        except DISK_ERRORS as error:
+            failure = f"{type(error).__name__}: {error}"
+            return self._fail(requests, failure, batch.reloaded)
+        except BaseException:
+            self._roll_back()
+            raise
+        if batch.written:
+            ledger.count("rows_written", sum(map(len, batch.written)))
+        ledger.count("commits")
+        ledger.count("requests", len(requests))
+        return batch
+
+    def _transact(self, requests: Sequence[Request], vector: VersionVector, batch: Batch) -> None:
+        ledger = self.ledger
+        execute = ledger.connection.execute
+        changes_before = ledger.connection.total_changes()
+        execute("BEGIN IMMEDIATE")
+        minted = ledger.mint_wanted
+        if minted:
+            self._mint(minted)
+        for request in requests:
+            self._run_request(request, batch)
+        if ledger.connection.total_changes() == changes_before and not batch.seen.origins():
+            execute("ROLLBACK")  # nothing to make durable: no write without a change
+            return
+        self._store_vector(vector, batch.seen)
+        if batch.written:
+            # Stamps must go on rising after a restart on a host whose clock begins in 1970.
+            self._set_meta(_META_HLC, str(ledger.hlc.last).encode())
+        execute("COMMIT")
+        if minted:
+            if ledger.mint_wanted == minted:
+                ledger.mint_wanted = ""
+            self._write_marker()
+
+    def _run_request(self, request: Request, batch: Batch) -> None:
+        ledger = self.ledger
+        execute = ledger.connection.execute
+        first_seq = ledger.next_seq
+        execute("SAVEPOINT request")
+        transaction = Transaction(ledger)
+        try:
+            request.value = request.fn(transaction)
+        except DISK_ERRORS:
+            raise
+        except Exception as error:
+            request.error = error
+            # SQLite undoes the whole transaction by itself for some disk errors; then there is no savepoint either.
+            if not ledger.connection.in_transaction:
+                raise apsw.IOError(f"the transaction ended by itself: {error}") from error
+            execute("ROLLBACK TO request")
+            execute("RELEASE request")
+            ledger.next_seq = first_seq
+            ledger.origins.load(ledger.connection)
+            return
+        execute("RELEASE request")
+        written, changes, seen = transaction.finish()
+        if written:
+            batch.written.append(written)
+        batch.changes.extend(changes)
+        batch.seen.join(seen)
+
+    def _store_vector(self, vector: VersionVector, seen: VersionVector) -> None:
+        # Only ranges that changed are written: mostly one row, whose end moved.
+        ledger = self.ledger
+        for origin in seen.origins():
+            old = vector.ranges(origin)
+            grown = VersionVector({origin: old})
+            for lo, hi in seen.ranges(origin):
+                grown.add(origin, lo, hi)
+            new = dict(grown.ranges(origin))
+            oid = ledger.origins.intern(ledger.connection, origin)
+            for lo, _ in old:
+                if lo not in new:
+                    ledger.connection.execute("DELETE FROM vector WHERE oid = ? AND lo = ?", (oid, lo))
+            known = dict(old)
+            for lo, hi in new.items():
+                if known.get(lo) != hi:
+                    ledger.connection.execute("INSERT OR REPLACE INTO vector VALUES (?, ?, ?)", (oid, lo, hi))
+
+    def _fail(self, requests: Sequence[Request], failure: str, reloaded: VersionVector | None) -> Batch:
+        # After a failed COMMIT nobody knows whether it happened. What is on disk is the truth; ask it.
+        self.ledger.count("commit_failures")
+        for request in requests:
+            if request.error is None or isinstance(request.error, DISK_ERRORS):
+                request.error = StoreError(
+                    f"the database could not be written ({failure}); whether this request happened is unknown: "
+                    "read it again before repeating it"
+                )
+        self._must_reload = True
+        try:
+            self._roll_back()
+            reloaded = self._reload()
+        except DISK_ERRORS:
+            self.ledger.count("reload_failures")  # the next batch begins with another try
+        return Batch(failure=failure, reloaded=reloaded)
+
+    def _roll_back(self) -> None:
+        if self.ledger.connection.in_transaction:
+            self.ledger.connection.execute("ROLLBACK")
+
+    def probe(self, transaction: Transaction) -> None:
+        """A request that writes something small, to learn whether the disk works again."""
+        transaction.meta_set(_META_PROBE, str(self.ledger.now_ms).encode())
+
+    def checkpoint(self) -> bool:
+        """Move the log into the database and sync it, without waiting for readers; False when the disk failed."""
+        try:
+            self.ledger.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            self._write_marker()
+        except DISK_ERRORS:
+            # Nothing is lost: the log still holds everything, and commits go on.
+            self.ledger.count("checkpoint_failures")
+            return False
+        self.is_dirty = False
+        self.ledger.count("checkpoints")
+        return True
+
+    def _write_marker(self) -> None:
+        # Between transactions every assigned number is committed.
+        try:
+            self._marker.write(Marker(self.ledger.origin.incarnation, self.ledger.next_seq - 1))
+        except (*DISK_ERRORS, apsw.Error):
+            # An old marker is a lower bound still, and one that names another incarnation only makes a new origin.
+            self.ledger.count("marker_failures")
+
+    def close(self) -> None:
+        """Note that the database was left in order, and close it."""
+        ledger = self.ledger
+        try:
+            self._roll_back()
+            if not self._must_reload:
+                self._set_meta(_META_CLEAN, b"1")
+                self.checkpoint()
+        except DISK_ERRORS:
+            ledger.count("commit_failures")  # the next start then checks what it finds
+        finally:
+            ledger.connection.close(True)
