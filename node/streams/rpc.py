@@ -305,11 +305,11 @@ class RpcPool:
         """Close connections that were idle too long, until cancelled; then close all."""
         try:
             while True:
-                await self._any_kept.wait()
-                now = trio.current_time()
-                oldest = min((kept.idle_since for kept in self._kept.values()), default=now)
+                while not self._kept:
+                    await self._any_kept.wait()
+                oldest = min(kept.idle_since for kept in self._kept.values())
                 await trio.sleep_until(oldest + self._idle_s)
-                await self._close_idle(trio.current_time() - self._idle_s)
+                await self._close_idle(oldest)
         finally:
             with trio.move_on_after(1.0, shield=True):
                 await self._close_idle(float("inf"))
@@ -396,6 +396,6 @@ class RpcPool:
 
     def _pop(self, address: Address) -> FramedStream | None:
         kept = self._kept.pop(address, None)
-        if not self._kept:
+        if kept is not None and not self._kept:
             self._any_kept = trio.Event()
         return None if kept is None else kept.framed

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote
 
-from mesh.errors import ConfigError, RecordError
+from mesh.errors import ConfigError, RecordError, RelayMeshError
 
 _SAN_URI = re.compile(r"relaymesh:([0-9a-f]{16})/(node|operator)/([A-Za-z0-9._~%-]{1,768})/([1-9][0-9]{0,7})")
 
@@ -119,8 +119,11 @@ def peer_name(certificate: Mapping[str, Any] | None, cluster: bytes) -> PeerName
 
 
 def failure_text(error: BaseException) -> str:
-    """Why a stream failed, in words: the innermost cause, because wrappers hide what the socket or OpenSSL said."""
-    while error.__cause__ is not None:
+    """Why a stream failed, in words: the innermost cause, because wrappers hide what the socket or OpenSSL said.
+
+    Our own errors speak for themselves.
+    """
+    while error.__cause__ is not None and not isinstance(error, RelayMeshError):
         error = error.__cause__
     if isinstance(error, BaseExceptionGroup):
         return failure_text(error.exceptions[0])

@@ -147,6 +147,3 @@ def make_world(tmp_path: Path) -> Callable[..., StoreWorld]:
 def world(make_world: Callable[..., StoreWorld]) -> StoreWorld:
     """A node's disk with nothing on it."""
     return make_world()
-
-
-
