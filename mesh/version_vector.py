@@ -88,13 +88,14 @@ class VersionVector:
                 self.add(origin, lo, hi)
 
     def missing_from(self, other: VersionVector) -> dict[Origin, list[Range]]:
-        """What this vector covers and `other` does not: the ranges to send to the holder of `other`."""
+        """What is missing here: the ranges that `other` covers and this vector does not, by origin in order."""
         missing: dict[Origin, list[Range]] = {}
-        for origin in self.origins():
-            theirs = other._ranges.get(origin)
-            ranges = self._ranges[origin] if theirs is None else list(_subtract(self._ranges[origin], theirs))
+        for origin in other.origins():
+            ours = self._ranges.get(origin)
+            theirs = other._ranges[origin]
+            ranges = list(theirs) if ours is None else list(_subtract(theirs, ours))
             if ranges:
-                missing[origin] = list(ranges)
+                missing[origin] = ranges
         return missing
 
     def count(self) -> int:
@@ -195,18 +196,19 @@ def _insert(ranges: list[Range], lo: int, hi: int) -> None:
     ranges[start:end] = [(lo, hi)]
 
 
-def _subtract(ours: list[Range], theirs: list[Range]) -> Iterator[Range]:
+def _subtract(ranges: list[Range], covered: list[Range]) -> Iterator[Range]:
     # Both lists ascend, so one walk over both is enough.
     index = 0
-    for lo, hi in ours:
-        position = lo
-        while index < len(theirs) and theirs[index][1] < position:
+    for lo, hi in ranges:
+        while index < len(covered) and covered[index][1] < lo:
             index += 1
+        position = lo
+        # A covered range may reach into the next one of ours, so `index` stays on it.
         cursor = index
-        while cursor < len(theirs) and theirs[cursor][0] <= hi:
-            if theirs[cursor][0] > position:
-                yield position, theirs[cursor][0] - 1
-            position = max(position, theirs[cursor][1] + 1)
+        while cursor < len(covered) and covered[cursor][0] <= hi:
+            if covered[cursor][0] > position:
+                yield position, covered[cursor][0] - 1
+            position = covered[cursor][1] + 1
             cursor += 1
         if position <= hi:
             yield position, hi

@@ -155,7 +155,7 @@ class Reader:
         return None
 
     def _rows_of_phase(self, position: PullCursor) -> Iterator[Row]:
-        for origin, ranges in position.target.missing_from(position.base).items():
+        for origin, ranges in position.base.missing_from(position.target).items():
             if origin < position.origin:
                 continue
             done = position.seq if origin == position.origin else 0
