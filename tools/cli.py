@@ -135,17 +135,19 @@ def _root(
 
 
 def _version(session: Session) -> int:
-    """Print the version of this command."""
+    """Print the version of this command and of a node.
+
+    The node is asked only when --root or --peer is given.
+    """
     from importlib.metadata import PackageNotFoundError, version  # slow to import
 
     try:
-        text = version("relaymesh")
+        answer: dict[str, Any] = {"version": version("relaymesh")}
     except PackageNotFoundError:
-        text = "unknown (run from a source tree that is not installed)"
-    if session.json:
-        print_json({"version": text})
-    else:
-        print(f"relaymesh {text}")
+        answer = {"version": "unknown (run from a source tree that is not installed)"}
+    if session.choice.root is not None or session.choice.peer is not None:
+        answer["node"] = session.ask("version")
+    session.show(answer)
     return EXIT_OK
 
 

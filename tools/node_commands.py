@@ -9,8 +9,8 @@ import typer
 
 from tools.session import EXIT_NEGATIVE, EXIT_OK, Command, Session, command
 
-Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many.")]
-SinceHours = Annotated[int, typer.Option("--since-hours", min=1, max=8_784, help="Only the last so many hours.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=5_000, help="At most so many.")]
+SinceHours = Annotated[int, typer.Option("--since-hours", min=1, max=8_760, help="Only the last so many hours.")]
 TaskOption = Annotated[str | None, typer.Option("--task", metavar="ID", help="Only this task.")]
 
 _MEMBER_COLUMNS = (

@@ -17,6 +17,9 @@ from tools.durations import format_age, format_duration
 
 CELL_CHARS_MAX = 100  # a longer value in a table is cut; --json and single-task views show it whole
 
+# Names of points in time; the contract has one that does not say "At". Every other name in `Ms` is a span.
+_TIME_ENDINGS = ("AtMs", "HeartbeatMs")
+
 _STYLES = {
     "ALIVE": "green",
     "SUCCESS": "green",
@@ -106,7 +109,7 @@ def _print_rich_table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> 
 
 
 def format_cell(key: str, value: Any, *, now_ms: float) -> str:
-    """One value in words. Keys that end in `AtMs` are shown as ages, in `Ms` as durations."""
+    """One value in words. Points in time are shown as ages, other values in `Ms` as durations."""
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
@@ -121,7 +124,7 @@ def format_cell(key: str, value: Any, *, now_ms: float) -> str:
 
 
 def _format_number(key: str, value: float, now_ms: float) -> str:
-    if key.endswith("AtMs"):
+    if key.endswith(_TIME_ENDINGS):
         return format_age(value, now_ms=now_ms) if value else "-"
     if key.endswith("Ms"):
         return format_duration(value)
@@ -130,10 +133,7 @@ def _format_number(key: str, value: float, now_ms: float) -> str:
 
 def _label(key: str) -> str:
     """`createdAtMs` is headed `created`, `queueLagMs` `queueLag`: the value carries its unit."""
-    for ending in ("AtMs", "Ms"):
-        if key.endswith(ending) and len(key) > len(ending):
-            return key.removesuffix(ending)
-    return key
+    return key.removesuffix("AtMs").removesuffix("Ms") or key
 
 
 def _title(key: str) -> str:

@@ -14,8 +14,9 @@ import typer
 
 from mesh.errors import ConfigError
 from tools.durations import DURATION_MS_MAX, format_duration, parse_duration_ms
-from tools.output import escape
+from tools.output import escape, print_json
 from tools.session import EXIT_NEGATIVE, EXIT_OK, Command, Session, command
+from tools.story import print_explanation, print_logs
 
 # The node refuses more than its settings allow; this bound only keeps a mistaken file name from filling our memory.
 INPUT_BYTES_MAX = 16 * 1024 * 1024
@@ -23,7 +24,7 @@ WAIT_SLICE_MS = 5_000  # one question of a long wait: short enough to show progr
 FINAL_STATUSES = ("SUCCESS", "DEAD_LETTER", "CANCELLED")
 
 TaskId = Annotated[str, typer.Argument(metavar="ID", help="Task id, as submit printed it.")]
-Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=1_000, help="At most so many.")]
 KeyOption = Annotated[
     str | None,
     typer.Option("--idempotency-key", metavar="K", help="Submitting the same work again under K gives the same task."),
@@ -33,7 +34,7 @@ WaitOption = Annotated[
 ]
 ReplicasOption = Annotated[
     int | None,
-    typer.Option("--replicas", metavar="K", min=1, max=1_000, help="Answer when K other nodes hold the task too."),
+    typer.Option("--replicas", metavar="K", min=1, max=100, help="Answer when K other nodes hold the task too."),
 ]
 ReplicasTimeoutOption = Annotated[
     str, typer.Option("--replicas-timeout", metavar="TIME", help="How long --replicas may take.")
@@ -79,7 +80,7 @@ def _submit(
     ] = None,
     wait: WaitOption = False,
     replicas: ReplicasOption = None,
-    replicas_timeout: ReplicasTimeoutOption = "10s",
+    replicas_timeout: ReplicasTimeoutOption = "5s",
 ) -> int:
     """Give one piece of work to an agent.
 
@@ -112,7 +113,7 @@ def _submit_workflow(
     idempotency_key: KeyOption = None,
     wait: WaitOption = False,
     replicas: ReplicasOption = None,
-    replicas_timeout: ReplicasTimeoutOption = "10s",
+    replicas_timeout: ReplicasTimeoutOption = "5s",
 ) -> int:
     """Give a workflow of several steps.
 
@@ -219,7 +220,11 @@ def _replay(
 
 def _explain(session: Session, task_id: TaskId) -> int:
     """Say who ran a task, why there, twice, or not yet."""
-    session.show(session.ask("explain", taskId=task_id))
+    answer = session.ask("explain", taskId=task_id)
+    if session.json:
+        print_json(answer)
+    else:
+        print_explanation(answer)
     return EXIT_OK
 
 
@@ -230,7 +235,11 @@ def _logs(
     limit: Limit = 100,
 ) -> int:
     """Show what agents wrote while they ran a task."""
-    session.show(session.ask("logs", taskId=task_id, step=step, limit=limit))
+    entries = session.ask("logs", taskId=task_id, step=step, limit=limit)
+    if session.json:
+        print_json(entries)
+    else:
+        print_logs(entries)
     return EXIT_OK
 
 

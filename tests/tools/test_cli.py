@@ -182,6 +182,13 @@ def test_a_real_process_prints_its_version_and_how_long_that_took():
     assert set(json.loads(ran.stdout)) == {"version"}
 
 
+def test_the_version_of_a_node_is_shown_when_one_is_named(fake_node, relaymesh):
+    fake_node.answers["version"] = {"version": "9.9", "nodeId": "node-a"}
+
+    assert "9.9" in relaymesh("version", "--root", fake_node.root).out
+    assert relaymesh("version", "--root", fake_node.root, "--json").json["node"]["nodeId"] == "node-a"
+
+
 def test_a_real_process_talks_to_a_node_found_through_the_environment(fake_node):
     fake_node.answers["result"] = {"taskId": "t", "status": "SUCCESS", "resultPayload": "hello"}
 

@@ -57,6 +57,7 @@ def test_sentences_are_shown_one_a_line(capsys):
 
 def test_times_are_shown_as_ages_and_durations():
     assert format_cell("createdAtMs", 1_000, now_ms=61_000) == "1m ago"
+    assert format_cell("lastHeartbeatMs", 1_000, now_ms=61_000) == "1m ago"
     assert format_cell("queueLagMs", 1_500, now_ms=0) == "1s"
     assert format_cell("deadAtMs", 0, now_ms=0) == "-"
     assert format_cell("ok", True, now_ms=0) == "yes"

@@ -209,13 +209,11 @@ def test_cancel_is_zero_only_when_the_task_is_cancelled(fake_node, relaymesh, ca
     [
         (["task", "t"], {"taskId": "t"}),
         (["workflow", "t"], {"taskId": "t"}),
-        (["explain", "t"], {"taskId": "t"}),
         (["tasks"], {"limit": 50, "offset": 0}),
         (
             ["tasks", "--status", "dead_letter", "--limit", "3", "--offset", "9"],
             {"status": "DEAD_LETTER", "limit": 3, "offset": 9},
         ),
-        (["logs", "t", "--step", "s", "--limit", "7"], {"taskId": "t", "step": "s", "limit": 7}),
     ],
 )
 def test_questions_carry_their_options_and_show_the_answer(fake_node, relaymesh, command, expected):
