@@ -1,0 +1,64 @@
+"""The gate: shut at start and after a pause, opened by a fresh pull or by a dead time of silence."""
+
+from __future__ import annotations
+
+from mesh.gate import Gate
+
+
+def _open_gate() -> Gate:
+    return Gate(dead_time_s=3.0, has_peers=False, now=0.0)
+
+
+def test_a_node_founded_alone_starts_open():
+    assert _open_gate().check(0.1)
+
+
+def test_a_node_with_peers_waits_for_the_first_pull():
+    gate = Gate(dead_time_s=3.0, has_peers=True, now=0.0)
+    token = gate.on_pull_started()
+
+    assert not gate.check(0.5)
+    assert gate.on_pull_finished(token, 1.0)
+    assert gate.check(1.1)
+
+
+def test_silence_for_one_dead_time_opens_it():
+    gate = Gate(dead_time_s=3.0, has_peers=True, now=0.0)
+
+    assert gate.opens_at() == 3.0
+    assert not gate.check(2.0)
+    assert gate.check(3.0)
+    assert gate.opens_at() is None
+
+
+def test_a_pause_longer_than_a_dead_time_shuts_it():
+    gate = _open_gate()
+
+    assert gate.check(2.9)
+    assert not gate.check(6.0)
+    assert gate.pauses == 1
+
+
+def test_looking_often_is_no_pause():
+    gate = _open_gate()
+
+    assert all(gate.check(second / 2) for second in range(100))
+    assert gate.pauses == 0
+
+
+def test_a_pull_begun_before_the_pause_opens_nothing():
+    gate = _open_gate()
+    stale = gate.on_pull_started()
+    gate.check(10.0)
+
+    assert not gate.on_pull_finished(stale, 10.1)
+    assert not gate.is_open
+    assert gate.on_pull_finished(gate.on_pull_started(), 10.2)
+
+
+def test_the_pause_is_noticed_even_when_the_pull_is_the_first_to_look():
+    gate = _open_gate()
+    stale = gate.on_pull_started()
+
+    assert not gate.on_pull_finished(stale, 10.0)
+    assert not gate.is_open
