@@ -1,0 +1,266 @@
+"""`relaymesh-node`: start a node on this host, and stop it in order.
+
+Nothing is written before everything that could be refused has been checked: flags, settings, identity, ports, then the
+database. Every refusal is one line on standard error that says what to do.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import IO
+
+import trio
+
+from mesh import profiles
+from mesh.errors import ConfigError, ConflictError, RelayMeshError
+from node import identity_files, logs
+from node.admin.service import AdminService
+from node.agents.executor import ProcessExecutor
+from node.config import NodeConfig, parse_config
+from node.env import DatagramSocket, Env, SecureStream
+from node.identity_files import Enrolment
+from node.node import Node, NodeSpec
+from node.real_env import make_env
+from node.streams.rpc import RpcServer
+from node.streams.tls import make_contexts
+
+log = logging.getLogger("relaymesh")
+
+EXIT_REFUSED = 2
+EXIT_CONFLICT = 4
+STOP_MAX_S = 14.0
+"""The contract says 15 s from SIGTERM to the end; past this the rest is left to the next start's recovery."""
+
+
+def main() -> None:
+    """Entry point of `relaymesh-node`."""
+    try:
+        _check_packages()
+        config = parse_config(sys.argv[1:], os.environ)
+        run(config)
+    except ConflictError as error:
+        _refuse(error, EXIT_CONFLICT)
+    except RelayMeshError as error:
+        _refuse(error, EXIT_REFUSED)
+
+
+def _refuse(error: RelayMeshError, code: int) -> None:
+    print(f"relaymesh-node: {error}", file=sys.stderr)  # noqa: T201 -- one line for the operator, before any log
+    sys.exit(code)
+
+
+def _check_packages() -> None:
+    """Refuse to run on another distribution's `mesh`, `tools` or `chaos`: those names are not ours alone."""
+    here = Path(__file__).resolve().parent.parent
+    for name in ("mesh", "tools", "chaos"):
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None or Path(spec.origin).resolve().parent.parent != here:
+            raise ConfigError(
+                f"the package {name!r} found at {spec.origin if spec else 'nowhere'} is not RelayMesh's: install "
+                "relaymesh in a virtual environment of its own"
+            )
+
+
+def version() -> str:
+    """The installed version of RelayMesh; `0+unknown` when run from a tree that was never installed."""
+    try:
+        return installed_version("relaymesh")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def run(config: NodeConfig) -> None:
+    """Run a node until it is told to stop. Raises before anything is written when the host or the flags forbid it."""
+    logs.set_up(config.log_format, config.node_id)
+    with _root_lock(config.root):
+        enrolment = _enrolment(config)
+        executor = ProcessExecutor(
+            config.root,
+            config.agents,
+            _scripts(config.root),
+            slots=config.slots,
+            memory_bytes_max=config.settings.agent_memory_mb << 20,
+            default_timeout_s=config.settings.agent_timeout_ms / 1000,
+            result_bytes_max=config.settings.result_max_bytes,
+        )
+        env = make_env(
+            config.root,
+            contexts=make_contexts(enrolment.tls_material),
+            source_host=config.rpc_bind.host,
+            executor=executor,
+        )
+        try:
+            trio.run(_serve, config, enrolment, env)
+        except* RelayMeshError as group:
+            raise _first(group) from None
+        finally:
+            env.writer_thread.close()
+            env.reader_thread.close()
+
+
+def _first(group: BaseExceptionGroup[RelayMeshError]) -> RelayMeshError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, RelayMeshError), error
+    return error
+
+
+def _scripts(root: Path) -> Path | None:
+    path = root / "agents" / "scripts.json"
+    return path if path.exists() else None
+
+
+@contextmanager
+def _root_lock(root: Path) -> Iterator[None]:
+    """Hold the root for this process: two nodes on one database would be one identity twice."""
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock: IO[str] = (root / "node.lock").open("a")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot use {root} as --root: {error.strerror}; give a directory that this user may write"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"another relaymesh-node runs on {root}: stop it, or give this one its own --root"
+            ) from error
+        yield
+
+
+def _enrolment(config: NodeConfig) -> Enrolment:
+    if config.enroll is not None:
+        enrolment = identity_files.install(config.root, config.enroll)
+    else:
+        enrolment = identity_files.load(config.root) or _founded(config)
+    if enrolment.role != "node":
+        raise ConfigError(
+            f"{config.enroll} enrols the operator {enrolment.name}, not a node: make one for this host with "
+            f"`relaymesh mesh enroll --mesh DIR --node-id {config.node_id} --out FILE`"
+        )
+    if enrolment.name != config.node_id:
+        raise ConflictError(
+            f"this root is enrolled as {enrolment.name}, not as {config.node_id}: leave --node-id away, or give "
+            "another --root"
+        )
+    return enrolment
+
+
+def _founded(config: NodeConfig) -> Enrolment:
+    if any(seed != config.advertise for seed in config.seeds):
+        raise ConfigError(
+            "--seeds names other nodes, but this host has no identity in their mesh: where the mesh is kept, run "
+            f"`relaymesh mesh enroll --mesh DIR --node-id {config.node_id} --out {config.node_id}.enroll` (DIR is made "
+            "by  `relaymesh mesh create --out DIR`), copy that one file here, and start with "
+            f"`relaymesh-node --root {config.root} --enroll {config.node_id}.enroll --seeds …`"
+        )
+    enrolment = identity_files.found(config.root, config.node_id)
+    log.info(
+        "founded a mesh of one; others join with `relaymesh mesh enroll --mesh %s --node-id OTHER --out OTHER.enroll`, "
+        "then `relaymesh-node --root DIR --enroll OTHER.enroll --seeds %s` on their host",
+        config.root / "mesh",
+        config.advertise,
+    )
+    return enrolment
+
+
+def spec_of(config: NodeConfig, enrolment: Enrolment) -> NodeSpec:
+    """What `node.node.Node` needs, from what the operator gave."""
+    return NodeSpec(
+        node_id=config.node_id,
+        identity=enrolment.identity(),
+        ring=enrolment.ring(),
+        profile={"local": profiles.LOCAL, "lan": profiles.LAN, "wan": profiles.WAN}[config.profile],
+        address=config.advertise,
+        rpc_address=config.rpc_advertise,
+        seeds=config.seeds,
+        labels=dict(config.labels),
+        slots=config.slots,
+        version=version(),
+        settings=config.settings,
+    )
+
+
+async def _serve(config: NodeConfig, enrolment: Enrolment, env: Env) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as streams:
+            # Ports come before the database: a taken port must leave no trace.
+            socket = await env.net.bind_datagram(config.bind)
+            ready = _LateServer()
+            await streams.start(env.net.serve, config.rpc_bind, ready.handle)
+            await streams.start(env.net.serve_local, config.root / "control.sock", ready.handle)
+            node = Node(env, spec_of(config, enrolment))
+            await node.open()
+            try:
+                await _run_node(node, config, socket, ready, signals)
+            finally:
+                with trio.CancelScope(shield=True), trio.move_on_after(STOP_MAX_S):
+                    await node.close()
+            streams.cancel_scope.cancel()
+
+
+async def _run_node(
+    node: Node, config: NodeConfig, socket: DatagramSocket, ready: _LateServer, signals: AsyncIterator[int]
+) -> None:
+    admin = AdminService(node, config)
+    async with trio.open_nursery() as nursery:
+
+        async def start(server: RpcServer) -> None:
+            ready.open(server)
+
+        async def run_node(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+            await node.run(socket, admin.handle, serve=start, task_status=task_status)
+
+        await nursery.start(run_node)
+        log.info(
+            "ready: node %s of mesh %s, gossip %s, streams %s, control %s",
+            config.node_id,
+            node.spec.identity.certificate.cluster.hex(),
+            config.bind,
+            config.rpc_bind,
+            config.root / "control.sock",
+        )
+        async for signum in signals:
+            log.info("%s: giving work back and leaving", signal.Signals(signum).name)
+            break
+        with trio.move_on_after(STOP_MAX_S) as limit:
+            await node.stop()
+        if limit.cancelled_caught:
+            log.warning("not everything was given back within %s s; the next start recovers the rest", STOP_MAX_S)
+        nursery.cancel_scope.cancel()
+    log.info("stopped")
+
+
+class _LateServer:
+    """Lets streams be accepted before the node behind them exists: early callers wait, for a bounded time."""
+
+    def __init__(self) -> None:
+        self._server: RpcServer | None = None
+        self._opened = trio.Event()
+
+    def open(self, server: RpcServer) -> None:
+        """From now on streams are served."""
+        self._server = server
+        self._opened.set()
+
+    async def handle(self, stream: SecureStream) -> None:
+        """Serve one stream once the server is there."""
+        with trio.move_on_after(30.0):
+            await self._opened.wait()
+        if self._server is not None:
+            await self._server.handle(stream)
+        else:
+            await stream.aclose()

@@ -1,0 +1,214 @@
+"""Drives the membership core: hands it datagrams and the time, carries out what it asks for.
+
+One task reads the socket and fires the timers, so the core needs no lock. After every wait all queued datagrams are
+read before a timer fires: after a pause, answers that came meanwhile count before any verdict about who did not answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+import msgspec
+import trio
+
+from mesh.effects import (
+    Effect,
+    MemberChanged,
+    PacketRefused,
+    ProbeStream,
+    RumorReceived,
+    SelfConflict,
+    SendDatagram,
+    VectorDiffers,
+)
+from mesh.errors import RelayMeshError
+from mesh.gossip import Gossip
+from mesh.ids import Address
+from mesh.membership import Status
+from mesh.takeover import OwnerState
+from node.env import DatagramSocket, Env, PeerIdentity
+from node.replication.calls import Caller
+
+log = logging.getLogger(__name__)
+
+DRAIN_MAX = 64
+"""Datagrams handled between two looks at the other tasks of this process (reference: dependencies, section 3)."""
+DRAIN_S = 0.05
+"""How long a flood may postpone the timers: detection must go on under load."""
+STREAM_PROBE_S = 1.0
+REFUSED_LOG_EVERY_S = 60.0
+REFUSED_LOG_HOSTS_MAX = 256
+
+
+class GossipLoop:
+    """Runs one `Gossip` on one socket, and answers what the other parts need to know of the mesh."""
+
+    def __init__(self, env: Env, gossip: Gossip, socket: DatagramSocket, calls: Caller, *, me: str) -> None:
+        self._env = env
+        self._gossip = gossip
+        self._socket = socket
+        self._calls = calls
+        self._me = me
+        self._wait_scope = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
+        self._refused_logged: dict[str, float] = {}
+        self.on_member_changed: list[Callable[[MemberChanged], None]] = []
+        self.on_vector_differs: Callable[[str], None] = lambda _node: None
+        self.on_rumor: Callable[[RumorReceived], None] = lambda _rumor: None
+        self.on_self_conflict: Callable[[str], None] = lambda _detail: None
+        self.on_turn: Callable[[], object] = lambda: None
+        """Called on every turn of the loop, several times in each dead time: this is how the gate notices a pause."""
+        self.refused: Counter[str] = Counter()
+        """Datagrams dropped, by reason."""
+        self.sent_total = 0
+        self.received_total = 0
+
+    @property
+    def gossip(self) -> Gossip:
+        """The core. Everything that it returns must go through `perform`."""
+        return self._gossip
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Gossip until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self.perform(self._gossip.start(self._env.clock.monotonic()))
+            task_status.started()
+            while True:
+                with trio.CancelScope() as self._wait_scope:
+                    await self._wait()
+                self.on_turn()
+                more = self._drain()
+                now = self._env.clock.monotonic()
+                if self._gossip.next_deadline() <= now:
+                    self.perform(self._gossip.on_timer(now))
+                if more:
+                    await trio.lowlevel.checkpoint()
+
+    async def _wait(self) -> None:
+        pause_s = self._gossip.next_deadline() - self._env.clock.monotonic()
+        with trio.move_on_after(max(0.0, pause_s)):
+            await self._socket.wait_readable()
+
+    def _drain(self) -> bool:
+        """Hand over what is queued; True when more may be there."""
+        started = self._env.clock.monotonic()
+        while True:
+            for _ in range(DRAIN_MAX):
+                received = self._socket.receive_nowait()
+                if received is None:
+                    return False
+                self.received_total += 1
+                data, source = received
+                self.perform(self._gossip.on_datagram(data, source, self._env.clock.monotonic()))
+            if self._env.clock.monotonic() - started > DRAIN_S:
+                return True
+
+    def perform(self, effects: list[Effect]) -> None:
+        """Carry out effects in order. Never blocks: what takes time becomes a task of its own."""
+        for effect in effects:
+            match effect:
+                case SendDatagram():
+                    self.sent_total += 1
+                    self._socket.send(effect.data, effect.address)
+                case RumorReceived():
+                    self.on_rumor(effect)
+                case VectorDiffers():
+                    self.on_vector_differs(effect.node_id)
+                case MemberChanged():
+                    self._note_change(effect)
+                case ProbeStream():
+                    assert self._nursery is not None, "effects come only while the loop runs"
+                    self._nursery.start_soon(self._probe, effect)
+                case PacketRefused():
+                    self._note_refused(effect)
+                case SelfConflict():
+                    log.error("identity conflict: %s", effect.detail)
+                    self.on_self_conflict(effect.detail)
+        # Whoever called may have moved a deadline; the wait is computed anew.
+        self._wait_scope.cancel()
+
+    def _note_change(self, change: MemberChanged) -> None:
+        log.info("member %s: %s -> %s (%s)", change.node_id, change.before, change.after, change.reason)
+        for callback in self.on_member_changed:
+            callback(change)
+
+    def _note_refused(self, effect: PacketRefused) -> None:
+        self.refused[effect.reason] += 1
+        now, host = self._env.clock.monotonic(), effect.source.host
+        if now - self._refused_logged.get(host, -REFUSED_LOG_EVERY_S) < REFUSED_LOG_EVERY_S:
+            return
+        if len(self._refused_logged) >= REFUSED_LOG_HOSTS_MAX:
+            self._refused_logged.clear()
+        self._refused_logged[host] = now
+        log.warning("refused a datagram from %s: %s (said once a minute)", effect.source, effect.reason)
+
+    async def _probe(self, effect: ProbeStream) -> None:
+        alive = False
+        with trio.move_on_after(STREAM_PROBE_S):
+            try:
+                body = msgspec.msgpack.encode(effect.nonce)
+                await self._calls.call(effect.rpc_address, "probe", body, expect=effect.node_id)
+                alive = True
+            except RelayMeshError as error:
+                log.debug("stream probe of %s: %s", effect.node_id, error)
+        now = self._env.clock.monotonic()
+        self.perform(self._gossip.on_stream_probe(effect.node_id, effect.nonce, alive, now))
+
+    async def handle_probe(self, peer: PeerIdentity, body: bytes, send: object) -> bytes:
+        """The other end of a stream probe: answering at all is the answer."""
+        return body
+
+    # --- what the rest of the node asks ---
+
+    def publish(self, topic: int, payload: bytes, subject: bytes) -> None:
+        """Spread a payload of another layer."""
+        self.perform(self._gossip.publish(topic, payload, self._env.clock.monotonic(), subject=subject))
+
+    def hint(self, vector_digest: bytes) -> None:
+        """Our replica changed: say so at the next gossip tick."""
+        self._gossip.set_vector_digest(vector_digest)
+        self.perform(self._gossip.hint(self._env.clock.monotonic()))
+
+    def owner_state(self, node_id: str) -> OwnerState:
+        """What is believed of a node as an owner of work."""
+        if node_id == self._me:
+            return OwnerState.PRESENT
+        member = self._gossip.members.get(node_id)
+        if member is None:
+            return OwnerState.UNKNOWN
+        if member.status is Status.DEAD:
+            return OwnerState.DEAD
+        if member.status is Status.LEFT:
+            return OwnerState.LEFT
+        return OwnerState.STORE_FAILED if member.store_failed else OwnerState.PRESENT
+
+    def may_reclaim(self) -> bool:
+        """False while the mass-failure freeze holds."""
+        return self._gossip.may_reclaim(self._env.clock.monotonic())
+
+    def placeable(self) -> list[str]:
+        """Members for new placements, this node included: alive, store working, no dwell window."""
+        now = self._env.clock.monotonic()
+        return [
+            member.node_id
+            for member in self._gossip.members.alive()
+            if not member.store_failed
+            and (member.node_id == self._me or self._gossip.effective.status(member.node_id, now) is Status.ALIVE)
+        ]
+
+    def alive_peers(self) -> list[str]:
+        """Members other than this node whose protocol status is ALIVE, by node id."""
+        return [member.node_id for member in self._gossip.members.alive() if member.node_id != self._me]
+
+    def rpc_address(self, node_id: str) -> Address | None:
+        """Where the node's streams are, if it is known."""
+        member = self._gossip.members.get(node_id)
+        return member.rpc_address if member is not None else None
+
+    def current_life(self, node_id: str) -> int | None:
+        """The latest life of a node that a signed record showed."""
+        member = self._gossip.members.get(node_id)
+        return member.life if member is not None else None

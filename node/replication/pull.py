@@ -1,0 +1,194 @@
+"""Anti-entropy of rows: one round trip brings everything that a peer has and we have not.
+
+The requester sends its version vector. The responder streams whole requests (a request is never split), and with the
+last chunk the vector that was true in the very transaction in which that chunk was read. Rows mark only their own dots;
+the vector is joined with the last chunk. A vector that ran ahead of its rows would make them unasked for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import msgspec
+import trio
+
+from mesh.errors import RelayMeshError
+from mesh.ids import Address, Origin
+from mesh.row_codec import CHUNK_LIMITS, decode_rows, encode_rows
+from mesh.rows import Row
+from mesh.version_vector import VersionVector
+from node.env import Env
+from node.replication.calls import Caller
+from node.storage.reader import Chunk, PullCursor, Reader
+from node.storage.store import Store
+from node.storage.transaction import Transaction
+
+log = logging.getLogger(__name__)
+
+CHUNK_ROWS_MAX = 500
+APPLY_ROWS_MAX = 500
+"""Rows applied in one transaction: local writers wait at most this long (a few milliseconds) behind a pull."""
+PULLS_AT_ONCE_MAX = 3
+PAUSE_S = 0.05
+"""Two pulls from one peer are at least this far apart, so that a busy peer is asked for many rows at a time."""
+BACKOFF_MIN_S, BACKOFF_MAX_S = 1.0, 15.0
+PULL_TIMEOUT_S = 120.0
+
+
+class PullEnd(msgspec.Struct, array_like=True):
+    """The last word of a pull: the final rows, and the vector that they complete."""
+
+    rows: bytes
+    vector: bytes
+    known_of_you: int
+    """The highest sequence that the responder has seen of the requester's own origin."""
+
+
+class PullRequest(msgspec.Struct, array_like=True):
+    """What the requester has, and under which origin it writes."""
+
+    vector: bytes
+    origin: tuple[str, int]
+
+
+async def serve_pull(store: Store, body: bytes, send: Callable[[bytes], Awaitable[None]]) -> bytes:
+    """Answer one pull: parts of whole requests, then `PullEnd`."""
+    request = msgspec.msgpack.decode(body, type=PullRequest)
+    theirs = VersionVector.from_wire(request.vector)
+    origin = Origin(*request.origin)
+    cursor: PullCursor | None = None
+    while True:
+        chunk = await store.read(partial(_chunk, theirs=theirs, after=cursor))
+        rows = encode_rows(chunk.rows)
+        if chunk.vector is not None:
+            return msgspec.msgpack.encode(PullEnd(rows, chunk.vector.to_wire(), chunk.vector.head(origin)))
+        await send(rows)
+        cursor = chunk.cursor
+
+
+def _chunk(reader: Reader, *, theirs: VersionVector, after: PullCursor | None) -> Chunk:
+    return reader.rows_missing_from(theirs, rows_max=CHUNK_ROWS_MAX, after=after)
+
+
+class Puller:
+    """Pulls from peers that are known to be ahead, a few at a time, each peer with a back-off of its own."""
+
+    def __init__(
+        self,
+        env: Env,
+        store: Store,
+        calls: Caller,
+        *,
+        address_of: Callable[[str], Address | None],
+        on_started: Callable[[], int],
+        on_finished: Callable[[int], None],
+    ) -> None:
+        """`on_started` gives a token that `on_finished` gets back: that is how the gate hears of a pull."""
+        self._env = env
+        self._store = store
+        self._calls = calls
+        self._address_of = address_of
+        self._on_started = on_started
+        self._on_finished = on_finished
+        self._wanted: dict[str, float] = {}
+        self._failures: dict[str, int] = {}
+        self._active: set[str] = set()
+        self._wake = trio.Event()
+        self.pulls_total = 0
+        self.rows_total = 0
+        self.failures_total = 0
+
+    def want(self, node_id: str) -> None:
+        """A pull from this peer may bring news. Never blocks; repeated wishes are one."""
+        if node_id not in self._wanted:
+            pause_s = PAUSE_S if node_id not in self._failures else self._backoff_s(node_id)
+            self._wanted[node_id] = self._env.clock.monotonic() + pause_s
+            self._wake.set()
+
+    def want_at_once(self, node_id: str) -> None:
+        """The same, forgetting an earlier failure: the peer has just shown that it is there."""
+        self._failures.pop(node_id, None)
+        self._wanted[node_id] = self._env.clock.monotonic()
+        self._wake.set()
+
+    def _backoff_s(self, node_id: str) -> float:
+        doublings = max(0, self._failures.get(node_id, 0) - 1)
+        return float(min(BACKOFF_MAX_S, BACKOFF_MIN_S * (1 << min(doublings, 10))))
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Pull when wanted, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            while True:
+                self._wake = trio.Event()
+                now = self._env.clock.monotonic()
+                for node_id, due in list(self._wanted.items()):
+                    if due <= now and node_id not in self._active and len(self._active) < PULLS_AT_ONCE_MAX:
+                        del self._wanted[node_id]
+                        self._active.add(node_id)
+                        nursery.start_soon(self._pull_guarded, node_id)
+                pause_s = min(
+                    (due - now for node_id, due in self._wanted.items() if node_id not in self._active),
+                    default=float("inf"),
+                )
+                with trio.move_on_after(max(0.005, pause_s)):
+                    await self._wake.wait()
+
+    async def _pull_guarded(self, node_id: str) -> None:
+        try:
+            await self.pull(node_id)
+            self._failures.pop(node_id, None)
+        except RelayMeshError as error:
+            self.failures_total += 1
+            self._failures[node_id] = self._failures.get(node_id, 0) + 1
+            log.info("pull from %s failed: %s", node_id, error)
+            self.want(node_id)
+        finally:
+            self._active.discard(node_id)
+            self._wake.set()
+
+    async def pull(self, node_id: str) -> int:
+        """Pull once from this peer; returns the rows received. Raises what the call raised."""
+        address = self._address_of(node_id)
+        if address is None:
+            return 0
+        token = self._on_started()
+        received = 0
+
+        async def apply_part(part: bytes) -> None:
+            nonlocal received
+            rows = decode_rows(part, limits=CHUNK_LIMITS)
+            received += len(rows)
+            await self._apply(rows)
+
+        origin = self._store.origin
+        body = msgspec.msgpack.encode(PullRequest(self._store.vector.to_wire(), (origin.node, origin.incarnation)))
+        answer = await self._calls.call(
+            address, "pull", body, expect=node_id, timeout_s=PULL_TIMEOUT_S, on_part=apply_part
+        )
+        end = msgspec.msgpack.decode(answer, type=PullEnd)
+        if origin == self._store.origin and end.known_of_you > self._store.vector.head(origin):
+            # Somebody was told more by us than we remember: our disk lost a tail. Those numbers must never be reused.
+            await self._store.mint_origin(f"{node_id} knows more of this node than its own database does")
+        rows = decode_rows(end.rows, limits=CHUNK_LIMITS)
+        received += len(rows)
+        vector = VersionVector.from_wire(end.vector)
+        await self._apply(rows, vector)
+        self.pulls_total += 1
+        self.rows_total += received
+        self._on_finished(token)
+        return received
+
+    async def _apply(self, rows: list[Row], vector: VersionVector | None = None) -> None:
+        for start in range(0, len(rows), APPLY_ROWS_MAX):
+            batch = rows[start : start + APPLY_ROWS_MAX]
+            await self._store.write(partial(_merge_all, rows=batch), remote=True, rows=len(batch))
+        if vector is not None and self._store.vector.missing_from(vector):
+            await self._store.write(lambda tx: tx.join(vector), remote=True)
+
+
+def _merge_all(tx: Transaction, rows: list[Row]) -> None:
+    for row in rows:
+        tx.merge(row)

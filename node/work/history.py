@@ -1,0 +1,88 @@
+"""What happened to steps: an append-only, replicated record from which `explain` tells the story.
+
+A clean first run leaves no row here; the step's own row says it all. A row is written when ownership moves, an attempt
+fails, a lease is lost, or a result loses a merge. Its key is derived from what it tells, so the same event recorded
+twice is one row.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from typing import Any
+
+from mesh.fences import Fence
+from mesh.ids import content_id
+from mesh.rows import Row
+from node.storage.transaction import Transaction
+
+
+class Action(enum.StrEnum):
+    """What a history row tells."""
+
+    FAILED = "failed"
+    """An attempt ended without success; the step was retried or became a dead letter."""
+    LOST = "lost"
+    """The owner's process ended during a run; the owner itself found out when it came back."""
+    TAKEN_OVER = "taken_over"
+    """Another node opened a new lease, since the owner was gone."""
+    HANDED_OVER = "handed_over"
+    """The owner gave the step to a peer that accepted it."""
+    RELEASED = "released"
+    """The owner stopped gracefully and ended the run without counting it."""
+    ABORTED = "aborted"
+    """A run was stopped because its lease had moved."""
+    SUPERSEDED = "superseded"
+    """A result was refused or lost a merge: it is not the step's result."""
+    REQUEUED = "requeued"
+    """A higher cluster epoch made the owner start the step again."""
+    REPLAYED = "replayed"
+    """An operator asked for a new generation."""
+    CANCELLED = "cancelled"
+    """The owner obeyed a cancel."""
+    LOGGED = "logged"
+    """The tail of what a handler wrote for people."""
+
+
+CONFLICTS = (Action.SUPERSEDED, Action.ABORTED)
+"""What `lease-conflicts` shows."""
+
+OWNERSHIP = (
+    Action.LOST,
+    Action.TAKEN_OVER,
+    Action.HANDED_OVER,
+    Action.RELEASED,
+    Action.ABORTED,
+    Action.SUPERSEDED,
+    Action.REQUEUED,
+    Action.REPLAYED,
+)
+"""What `ownership-events` shows."""
+
+DETAIL_CHARS_MAX = 4096
+
+
+def record(
+    tx: Transaction, step: Row, action: Action, *, node: str, from_node: str | None = None, **detail: Any
+) -> None:
+    """Tell that `action` happened to the lease which `step` records, as seen by `node`."""
+    fence = Fence.of(step, step.text("owner") or node).encode()
+    text = json.dumps(detail, separators=(",", ":"), default=str)
+    assert len(text) <= 2 * DETAIL_CHARS_MAX, "callers bound what they tell"
+    key = content_id("evt", step.key.encode(), action.encode(), fence.encode(), node.encode())
+    if tx.get("history", step.namespace, key) is not None:
+        return
+    tx.put(
+        "history",
+        step.namespace,
+        key,
+        {
+            "task_id": step.text("task_id"),
+            "step_id": step.key,
+            "action": action.value,
+            "from_node": from_node,
+            "attempt": step.integer("attempt"),
+            "fence": fence,
+            "detail": text,
+        },
+    )

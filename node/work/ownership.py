@@ -1,0 +1,489 @@
+"""Moves steps between owners: takes over from owners that are gone, hands over what cannot run here, asks for work.
+
+Three loops, each asleep until something happened that could give it work: a member changed, a commit brought rows of
+others, a slot became idle. Every move opens a new lease epoch, so two nodes that decide differently are settled by the
+merge order and never by luck.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import msgspec
+import trio
+
+from mesh.errors import RelayMeshError
+from mesh.ids import Address
+from mesh.placement import Offer, able, rendezvous
+from mesh.row_codec import CHUNK_LIMITS, decode_rows, encode_rows
+from mesh.rows import Row
+from mesh.tables import Value
+from mesh.takeover import OwnerState, Take, is_takeable, plan
+from node.env import Env, PeerIdentity
+from node.replication.calls import Caller
+from node.storage.reader import Reader
+from node.storage.store import Commit, Store
+from node.storage.transaction import Transaction
+from node.work import transitions
+from node.work.runtime import Runtime
+from node.work.tables import MESH_NAMESPACE, Status
+from node.work.work_queue import Queued, WorkQueue, requirement_of, unplaceable
+
+log = logging.getLogger(__name__)
+
+TAKE_BATCH_MAX = 256
+"""Steps taken in one commit: a node that owned ten thousand must not make its heirs stop for seconds."""
+STEPS_READ_MAX = 8 * TAKE_BATCH_MAX
+OFFER_BATCH_MAX = 64
+PAYLOAD_BYTES_WITH_ROWS_MAX = 4 * 1024 * 1024
+"""An answer to `ask` carries inputs up to this much; larger ones come with the next pull."""
+ASK_PAUSE_S = 0.1
+"""Backlog younger than this is its owner's to run: asking for it would cost more than waiting."""
+ASK_EMPTY_PAUSE_S = 1.0
+"""After a peer had nothing for us, how long it is not asked again."""
+RETRY_S = 2.0
+"""How long to wait after a peer refused or did not answer an offer."""
+
+
+class MeshView(Protocol):
+    """What the ownership rules need to know of the mesh; the gossip loop provides it."""
+
+    def owner_state(self, node_id: str) -> OwnerState:
+        """What is believed of an owner right now."""
+        ...
+
+    def may_reclaim(self) -> bool:
+        """False while the mass-failure freeze holds."""
+        ...
+
+    def placeable(self) -> list[str]:
+        """Members that may get new work: alive, and not withheld by a dwell window. This node included."""
+        ...
+
+    def rpc_address(self, node_id: str) -> Address | None:
+        """Where the node's streams are, if it is known."""
+        ...
+
+    def current_life(self, node_id: str) -> int | None:
+        """The latest life of the node that was seen."""
+        ...
+
+
+class OfferRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """`offer`: will you own these steps? The answer is the number that is accepted, first ones first."""
+
+    rows: bytes
+
+
+class AskRequest(msgspec.Struct, array_like=True):
+    """`ask`: give me up to `want` steps that I can run. The answer is the rows, already mine."""
+
+    want: int
+    agents: list[str]
+    labels: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnershipTiming:
+    """Seconds that the rules use, from the membership profile."""
+
+    tick_s: float
+    dead_time_s: float
+
+
+_NEVER = Take("", float("inf"))
+
+
+@dataclass(slots=True)
+class _Waits:
+    """Until when a peer is left alone, by node id."""
+
+    until: dict[str, float] = field(default_factory=dict)
+
+    def free(self, node: str, now: float) -> bool:
+        return self.until.get(node, 0.0) <= now
+
+
+class Ownership:
+    """Decides and carries out every change of a step's owner on this node."""
+
+    def __init__(
+        self,
+        env: Env,
+        store: Store,
+        runtime: Runtime,
+        queue: WorkQueue,
+        view: MeshView,
+        calls: Caller,
+        *,
+        me: str,
+        offer: Callable[[], Offer],
+        timing: OwnershipTiming,
+    ) -> None:
+        self._env = env
+        self._store = store
+        self._runtime = runtime
+        self._queue = queue
+        self._view = view
+        self._calls = calls
+        self._me = me
+        self._offer = offer
+        self._timing = timing
+        self._offers: dict[str, Offer] = {}
+        self._unknown_since: dict[str, float] = {}
+        self._plans: dict[str, Take] = {}
+        self._take_wake = trio.Event()
+        self._place_wake = trio.Event()
+        self._ask_wake = trio.Event()
+        self._ask_waits = _Waits()
+        self._offer_waits = _Waits()
+        self._leaving = False
+        self.taken_total = 0
+        self.handed_over_total = 0
+        store.on_commit(self._on_commit)
+
+    # --- what may give the loops work ---
+
+    def on_member_changed(self) -> None:
+        """A member came, went or changed."""
+        self._take_wake.set()
+        self._place_wake.set()
+
+    def on_idle(self) -> None:
+        """A slot has nothing to do."""
+        self._ask_wake.set()
+
+    def _on_commit(self, commit: Commit) -> None:
+        for change in commit.changes:
+            row = change.after
+            if row.table == "profiles":
+                self._note_profile(row)
+            elif row.table == "steps" and not row.rank and not row.deleted:
+                owner = row.text("owner")
+                if owner == self._me:
+                    if self._offer().misses(requirement_of(row)) is not None:
+                        self._place_wake.set()
+                elif self._view.owner_state(owner) is not OwnerState.PRESENT:
+                    self._take_wake.set()
+                elif row.text("status") == Status.PENDING:
+                    self._ask_wake.set()
+
+    def _note_profile(self, row: Row) -> None:
+        if row.deleted:
+            self._offers.pop(row.key, None)
+        else:
+            self._offers[row.key] = read_offer(row)
+        self.on_member_changed()
+
+    # --- who could do it ---
+
+    def offers(self) -> list[Offer]:
+        """What each placeable member brings, this node included, by node id."""
+        known = {**self._offers, self._me: self._offer()}
+        return [known[node] for node in self._view.placeable() if node in known]
+
+    def candidates(self, step: Row) -> list[str]:
+        """Members able to run the step, in the order in which they should take it."""
+        return rendezvous(step.key, able(self.offers(), requirement_of(step)))
+
+    def all_offers(self) -> Mapping[str, Offer]:
+        """The announced profile of every node ever seen, alive or not."""
+        return {**self._offers, self._me: self._offer()}
+
+    # --- the loops ---
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled."""
+        for row in await self._store.read(lambda reader: reader.select("profiles", "namespace = ?", (MESH_NAMESPACE,))):
+            self._note_profile(row)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._take_loop)
+            nursery.start_soon(self._place_loop)
+            nursery.start_soon(self._ask_loop)
+            task_status.started()
+
+    def leave(self) -> None:
+        """Take, place and ask for nothing any more: the node is stopping."""
+        self._leaving = True
+
+    async def _take_loop(self) -> None:
+        while True:
+            self._take_wake = trio.Event()
+            pause_s = float("inf")
+            try:
+                pause_s = await self._take_round()
+            except RelayMeshError as error:
+                log.warning("cannot take over steps now: %s", error)
+                pause_s = RETRY_S
+            with trio.move_on_after(pause_s):
+                await self._take_wake.wait()
+                # Rows of a dead owner arrive in bursts; one look after a tick serves them all.
+                await self._env.clock.sleep(self._timing.tick_s)
+
+    async def take_now(self) -> None:
+        """One round of taking over, for an operator who does not want to wait for the next event."""
+        await self._take_round()
+
+    async def _take_round(self) -> float:
+        """Take what is due; returns in how many seconds to look again (infinity: when something happens)."""
+        if self._leaving:
+            return float("inf")
+        owners = await self._store.read(_open_owners)
+        now = self._env.clock.monotonic()
+        takeable = [owner for owner in owners if owner != self._me and self._is_takeable(owner, now)]
+        waiting_unknown = any(self._view.owner_state(owner) is OwnerState.UNKNOWN for owner in owners)
+        if not takeable:
+            return self._timing.dead_time_s / 2 if waiting_unknown else float("inf")
+        if not self._view.may_reclaim() or not self._runtime.gate_is_open() or self._store.failed:
+            return self._timing.tick_s * 5
+        steps = await self._store.read(lambda reader: _open_steps_of(reader, takeable))
+        self._plans = self._plan(steps, now)
+        due = [step for step in steps if self._plans.get(step.key, _NEVER).at <= now]
+        for start in range(0, len(due), TAKE_BATCH_MAX):
+            await self._take(due[start : start + TAKE_BATCH_MAX])
+        if len(steps) == STEPS_READ_MAX and due:
+            return 0.0
+        later = [take.at - now for take in self._plans.values() if take.at > now]
+        return min(later, default=float("inf"))
+
+    def _is_takeable(self, owner: str, now: float) -> bool:
+        state = self._view.owner_state(owner)
+        if state is not OwnerState.UNKNOWN:
+            self._unknown_since.pop(owner, None)
+            return is_takeable(state, unknown_for_s=0.0, dead_time_s=self._timing.dead_time_s)
+        since = self._unknown_since.setdefault(owner, now)
+        return is_takeable(state, unknown_for_s=now - since, dead_time_s=self._timing.dead_time_s)
+
+    def _plan(self, steps: Iterable[Row], now: float) -> dict[str, Take]:
+        """When to take each step. A plan made earlier stands while the same nodes stand before us."""
+        plans = {}
+        for step in steps:
+            take = plan(step.key, me=self._me, order=self.candidates(step), now=now, tick_s=self._timing.tick_s)
+            if take is not None:
+                earlier = self._plans.get(step.key)
+                plans[step.key] = min(earlier, take, key=lambda each: each.at) if earlier is not None else take
+        return plans
+
+    async def _take(self, steps: Iterable[Row]) -> None:
+        reasons = {step.text("owner"): self._view.owner_state(step.text("owner")) for step in steps}
+
+        def take(tx: Transaction) -> int:
+            return sum(
+                transitions.take_over(
+                    tx,
+                    step,
+                    me=self._me,
+                    why=f"owner {step.text('owner')} is {reasons[step.text('owner')].value}",
+                    current_life=self._view.current_life,
+                )
+                is not None
+                for step in steps
+            )
+
+        # Asked again right before the write: an owner that came back meanwhile keeps its work.
+        steps = [step for step in steps if self._view.owner_state(step.text("owner")) is not OwnerState.PRESENT]
+        if steps and self._view.may_reclaim():
+            self.taken_total += await self._store.write(take)
+
+    async def _place_loop(self) -> None:
+        while True:
+            self._place_wake = trio.Event()
+            pause_s = float("inf")
+            try:
+                pause_s = await self._place_round()
+            except RelayMeshError as error:
+                log.info("cannot hand over steps now: %s", error)
+                pause_s = RETRY_S
+            with trio.move_on_after(pause_s):
+                await self._place_wake.wait()
+
+    async def _place_round(self) -> float:
+        """Offer what cannot run here to a peer that can; returns in how many seconds to look again."""
+        if self._leaving or not self._runtime.gate_is_open():
+            return RETRY_S
+        entries = await self._store.read(lambda reader: unplaceable(reader, 4 * OFFER_BATCH_MAX))
+        now = self._env.clock.monotonic()
+        by_peer: dict[str, list[tuple[Queued, Row]]] = {}
+        for entry in entries:
+            step = await self._store.read(partial(_step_of, entry=entry))
+            if step is None:
+                continue
+            peers = [node for node in self.candidates(step) if self._offer_waits.free(node, now)]
+            if peers and peers[0] != self._me:
+                by_peer.setdefault(peers[0], []).append((entry, step))
+        for peer, chosen in by_peer.items():
+            await self._offer_to(peer, chosen[:OFFER_BATCH_MAX], why="its owner cannot run it")
+        waiting = [until - now for until in self._offer_waits.until.values() if until > now]
+        if len(entries) == 4 * OFFER_BATCH_MAX and by_peer:
+            return 0.0
+        return min(waiting) if waiting and entries else float("inf")
+
+    async def _offer_to(self, peer: str, chosen: list[tuple[Queued, Row]], *, why: str) -> None:
+        address = self._view.rpc_address(peer)
+        if address is None:
+            return
+        rows = encode_rows([step for _, step in chosen])
+        try:
+            answer = await self._calls.call(address, "offer", msgspec.msgpack.encode(OfferRequest(rows)), expect=peer)
+            accepted = msgspec.msgpack.decode(answer, type=int)
+        except (RelayMeshError, msgspec.ValidationError) as error:
+            log.info("peer %s did not accept %d steps: %s", peer, len(chosen), error)
+            self._offer_waits.until[peer] = self._env.clock.monotonic() + RETRY_S
+            return
+        entries = [entry for entry, _ in chosen[:accepted]]
+        if accepted < len(chosen):
+            self._offer_waits.until[peer] = self._env.clock.monotonic() + RETRY_S
+        moved = await self._store.write(lambda tx: transitions.hand_over(tx, entries, me=self._me, to=peer, why=why))
+        self.handed_over_total += len(moved)
+
+    async def handle_offer(self, peer: PeerIdentity, body: bytes) -> bytes:
+        """A peer asks whether we would own these steps. Accepting binds nobody: ownership moves with the peer's row."""
+        request = msgspec.msgpack.decode(body, type=OfferRequest)
+        rows = decode_rows(request.rows, limits=CHUNK_LIMITS)
+        usable = 0 if self._leaving or self._runtime.paused else len(rows)
+        accepted = 0
+        for row in rows[:usable]:
+            if self._offer().misses(requirement_of(row)) is not None:
+                break
+            accepted += 1
+        return msgspec.msgpack.encode(accepted)
+
+    async def _ask_loop(self) -> None:
+        while True:
+            await self._ask_wake.wait()
+            self._ask_wake = trio.Event()
+            await self._env.clock.sleep(ASK_PAUSE_S)
+            try:
+                if await self._ask_round():
+                    self._ask_wake.set()
+            except RelayMeshError as error:
+                log.info("cannot ask for work now: %s", error)
+
+    async def _ask_round(self) -> bool:
+        """Ask the peer with the longest backlog that we could help with; True when it gave us something."""
+        idle = self._runtime.idle_slots
+        if not idle or self._leaving or not self._runtime.gate_is_open() or self._store.failed:
+            return False
+        if self._me not in self._view.placeable():
+            return False
+        mine = self._offer()
+        now = self._env.clock.monotonic()
+        backlogs = await self._store.read(lambda reader: _backlogs(reader, mine, self._me))
+        for owner, _ in backlogs:
+            address = self._view.rpc_address(owner)
+            if (
+                address is None
+                or not self._ask_waits.free(owner, now)
+                or self._view.owner_state(owner) is not OwnerState.PRESENT
+            ):
+                continue
+            if await self._ask(owner, address, 2 * idle, mine):
+                return True
+            self._ask_waits.until[owner] = self._env.clock.monotonic() + ASK_EMPTY_PAUSE_S
+        return False
+
+    async def _ask(self, owner: str, address: Address, want: int, mine: Offer) -> bool:
+        request = AskRequest(want, sorted(mine.abilities), dict(mine.labels))
+        answer = await self._calls.call(address, "ask", msgspec.msgpack.encode(request), expect=owner)
+        rows = decode_rows(answer, limits=CHUNK_LIMITS)
+        if not rows:
+            return False
+
+        def adopt(tx: Transaction) -> None:
+            for row in rows:
+                tx.merge(row)
+
+        await self._store.write(adopt)
+        return True
+
+    async def handle_ask(self, peer: PeerIdentity, body: bytes) -> bytes:
+        """A peer with idle slots asks for work: give it waiting steps beyond what our own slots will take next."""
+        request = msgspec.msgpack.decode(body, type=AskRequest)
+        wants = Offer(node=peer.name, abilities=frozenset(request.agents), labels=request.labels)
+        if self._leaving or not self._runtime.gate_is_open() or peer.name not in self._view.placeable():
+            return encode_rows([])
+
+        def give(tx: Transaction) -> list[Row]:
+            entries = transitions.queued_for(tx, wants, now_ms=tx.hlc >> 16, limit=min(request.want, OFFER_BATCH_MAX))
+            return transitions.hand_over(tx, entries, me=self._me, to=peer.name, why="it had idle slots and asked")
+
+        moved = await self._store.write(give)
+        self.handed_over_total += len(moved)
+        return encode_rows(await self._store.read(lambda reader: _with_payloads(reader, moved)))
+
+    async def announce(self, labels: Mapping[str, str], slots: int, version: str) -> None:
+        """Publish what this node can run, if that differs from what its profile says now: no write without a change."""
+        offer = self._offer()
+        values: dict[str, Value] = {
+            "agents": json.dumps(sorted(offer.abilities)),
+            "labels": json.dumps(dict(labels), sort_keys=True),
+            "slots": slots,
+            "version": version,
+        }
+
+        def write(tx: Transaction) -> None:
+            current = tx.get("profiles", MESH_NAMESPACE, self._me)
+            if current is None or any(current.values.get(name) != value for name, value in values.items()):
+                tx.put("profiles", MESH_NAMESPACE, self._me, values)
+            self._queue.rebuild(tx)
+
+        await self._store.write(write)
+
+
+def read_offer(profile: Row) -> Offer:
+    """A node's offer from its profile row."""
+    return Offer(
+        node=profile.key,
+        abilities=frozenset(json.loads(profile.text("agents") or "[]")),
+        labels=json.loads(profile.text("labels") or "{}"),
+    )
+
+
+def _step_of(reader: Reader, *, entry: Queued) -> Row | None:
+    return reader.get("steps", entry.namespace, entry.step_id)
+
+
+def _open_owners(reader: Reader) -> list[str]:
+    return [str(owner) for (owner,) in reader.sql("SELECT DISTINCT owner FROM steps WHERE rank = 0")]
+
+
+def _open_steps_of(reader: Reader, owners: list[str]) -> list[Row]:
+    marks = ",".join("?" * len(owners))
+    return reader.select(
+        "steps", f"rank = 0 AND deleted = 0 AND owner IN ({marks})", owners, order="hlc", limit=STEPS_READ_MAX
+    )
+
+
+def _backlogs(reader: Reader, mine: Offer, me: str) -> list[tuple[str, int]]:
+    names = sorted(mine.abilities)
+    if not names:
+        return []
+    return [
+        (str(owner), int(count))
+        for owner, count in reader.sql(
+            "SELECT owner, count(*) FROM steps WHERE rank = 0 AND deleted = 0 AND status = 'PENDING' AND owner <> ? "
+            f"AND agent IN ({','.join('?' * len(names))}) "
+            "GROUP BY owner ORDER BY count(*) DESC",
+            (me, *names),
+        )
+    ]
+
+
+def _with_payloads(reader: Reader, steps: Iterable[Row]) -> list[Row]:
+    """The steps, each preceded by the payload row it refers to, so that the new owner can start at once."""
+    rows: list[Row] = []
+    room = PAYLOAD_BYTES_WITH_ROWS_MAX
+    for step in steps:
+        reference = step.text("input_ref")
+        payload = reader.get("payloads", step.namespace, reference) if reference else None
+        if payload is not None:
+            room -= len(payload.blob("content") or b"")
+            if room >= 0:
+                rows.append(payload)
+        rows.append(step)
+    return rows

@@ -1,0 +1,44 @@
+"""The one seam through which payloads and results are stored and read back.
+
+Small ones live in their row. Larger ones are stored once, by content hash, in an immutable table, so that a step's row
+stays small however often its status changes. Compression, encryption and blobs outside the database belong here.
+"""
+
+from __future__ import annotations
+
+from mesh.errors import NotFoundError
+from mesh.ids import content_id
+from mesh.rows import Row
+from node.storage.reader import Reader
+from node.storage.transaction import Transaction
+
+INLINE_BYTES_MAX = 512
+"""Two such values, a row's metadata and a signature still fit one 1,200-byte datagram with room for other news."""
+
+
+def store_payload(tx: Transaction, namespace: str, content: bytes) -> tuple[bytes | None, str | None]:
+    """Keep `content`; return the (inline, reference) pair that belongs into the row."""
+    if len(content) <= INLINE_BYTES_MAX:
+        return content, None
+    reference = content_id("blb", content)
+    if tx.get("payloads", namespace, reference) is None:
+        tx.put("payloads", namespace, reference, {"content": content})
+    return None, reference
+
+
+def load_payload(reader: Reader, row: Row, column: str) -> bytes:
+    """The content that `column` of this row holds or refers to; empty when it holds nothing.
+
+    NotFoundError when the reference's row has not arrived here yet, which only a partial replica can show.
+    """
+    inline = row.blob(column)
+    if inline is not None:
+        return inline
+    reference = row.text(f"{column}_ref")
+    if not reference:
+        return b""
+    stored = reader.get("payloads", row.namespace, reference)
+    content = stored.blob("content") if stored is not None else None
+    if content is None:
+        raise NotFoundError(f"the {column} of {row.key} ({reference}) has not arrived at this node yet; ask again soon")
+    return content

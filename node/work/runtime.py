@@ -1,0 +1,448 @@
+"""Runs the steps that this node owns: a fixed number of slots, each claiming, running and committing in turn.
+
+Nobody polls. A slot without work parks until a commit brings some, a retry becomes due, or the gate opens. A slot that
+finishes commits the result and claims the next step in one transaction, so a busy node pays one commit per step.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from mesh.errors import NotFoundError, RelayMeshError, StoreError
+from mesh.fences import Fence
+from mesh.gate import Gate
+from mesh.rows import Row
+from node.env import AgentInfo, Env, Outcome
+from node.storage.store import Commit, Store
+from node.storage.transaction import Transaction
+from node.work import transitions
+from node.work.history import Action
+from node.work.priorities import PriorityWheel
+from node.work.retries import RetryPolicy
+from node.work.status import step_status
+from node.work.tables import Status
+from node.work.transitions import Claimed
+from node.work.work_queue import WorkQueue, next_due_ms, next_entry
+
+log = logging.getLogger(__name__)
+
+STORE_RETRY_S = 0.5
+"""How long a slot waits after a failed commit before it asks the store again what became of its step."""
+
+PAYLOAD_WAIT_MS = 500
+
+ORPHAN_AGE_S = 5.0
+"""A claim this old without a run is an orphan: a slot starts its run within milliseconds of the commit."""
+
+
+@dataclass(slots=True)
+class Run:
+    """A step that runs here right now."""
+
+    step: Row
+    scope: trio.CancelScope
+    started: float
+    stopped_because: str | None = None
+    """Why the runtime cancelled the scope: `cancel`, `moved`, `epoch` or `shutdown`; None while it runs."""
+    reopen: bool = False
+    """This process was paused during the run: it commits only under a lease epoch opened after the pause."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLimits:
+    """The defaults for steps and agents that name no own values."""
+
+    slots: int
+    timeout_s: float
+    retry: RetryPolicy
+
+
+class Runtime:
+    """Claims, runs and commits; cancels runs whose lease moved or whose task was cancelled."""
+
+    def __init__(
+        self, env: Env, store: Store, gate: Gate, queue: WorkQueue, *, me: str, life: int, limits: RunLimits
+    ) -> None:
+        self._env = env
+        self._store = store
+        self._gate = gate
+        self._me = me
+        self._life = life
+        self._limits = limits
+        self._rng = random.Random(env.rng.getrandbits(64))
+        self._wheel = PriorityWheel()
+        self._parked = trio.lowlevel.ParkingLot()
+        self._due_changed = trio.Event()
+        self._arrivals = 0
+        self._stopping = False
+        self._deferred = False
+        self._commit_unknown = trio.Event()
+        self._gate_moved = trio.Event()
+        self._gate_shut_hlc: int | None = None
+        self.on_idle: Callable[[], None] = lambda: None
+        """Called when a slot found nothing to do; ownership sets it, to ask peers for work."""
+        self.runs: dict[str, Run] = {}
+        self.paused: str | None = None
+        """Why nothing new is started, for an operator (store failed, identity conflict); None when all is well."""
+        self.started_total = 0
+        self.finished: collections.Counter[str] = collections.Counter()
+        """Ended attempts by outcome kind, and `refused` for results whose lease had moved."""
+        store.watch("steps", self._on_step(queue))
+        store.watch("tasks", self._on_task)
+        store.on_commit(self._on_commit)
+
+    # --- inside the transaction that changed a row (writer thread) ---
+
+    def _on_step(self, queue: WorkQueue) -> Callable[[Transaction, Row | None, Row], None]:
+        def changed(tx: Transaction, before: Row | None, after: Row) -> None:
+            queue.on_step(tx, before, after)
+            if before is not None and self._lost_result(before, after):
+                transitions.record_superseded(tx, before, after, me=self._me)
+            owner_is_new = before is None or before.text("owner") != self._me
+            if after.text("owner") == self._me and owner_is_new and not after.rank and after.node != self._me:
+                # A step that comes to us from elsewhere may come to a task whose cancel arrived before it.
+                task = tx.get("tasks", after.namespace, after.text("task_id"))
+                if task is not None:
+                    transitions.obey_cancel(tx, task, me=self._me)
+
+        return changed
+
+    def _lost_result(self, before: Row, after: Row) -> bool:
+        return (
+            step_status(before) is Status.SUCCESS
+            and before.text("owner") == self._me
+            and before.generation == after.generation
+            and Fence.of(before, self._me) != Fence.of(after, after.text("owner"))
+        )
+
+    def _on_task(self, tx: Transaction, before: Row | None, after: Row) -> None:
+        transitions.obey_cancel(tx, after, me=self._me)
+
+    # --- after a commit (Trio thread) ---
+
+    def _on_commit(self, commit: Commit) -> None:
+        wake = 0
+        for change in commit.changes:
+            row = change.after
+            if row.table == "steps":
+                wake += self._note_step(row)
+            elif row.table == "tasks" and row.rank:
+                self._note_cancel(row)
+            elif row.table == "cluster":
+                self._note_cluster_epoch(row.rank)
+        if wake:
+            self.wake(wake)
+
+    def _note_step(self, row: Row) -> int:
+        run = self.runs.get(row.key)
+        if run is not None and Fence.of(row, row.text("owner")) != Fence.of(run.step, self._me):
+            self._stop_run(run, "moved")
+        status = step_status(row)
+        if row.text("owner") == self._me and status is Status.PENDING:
+            return 1
+        if row.text("owner") == self._me and status is Status.RETRYING:
+            self._due_changed.set()
+            return 0
+        # A parent that succeeded anywhere may have made several of our steps runnable.
+        return row.integer("dependents") if status is Status.SUCCESS else 0
+
+    def _note_cancel(self, task: Row) -> None:
+        for run in self.runs.values():
+            if (
+                run.step.text("task_id") == task.key
+                and task.text("cancel_mode") == "hard"
+                and transitions.is_cancel_requested(task, run.step)
+            ):
+                self._stop_run(run, "cancel")
+
+    def _note_cluster_epoch(self, epoch: int) -> None:
+        for run in self.runs.values():
+            if run.step.cluster_epoch < epoch:
+                self._stop_run(run, "epoch")
+
+    def _stop_run(self, run: Run, why: str) -> None:
+        if run.stopped_because is None:
+            run.stopped_because = why
+            run.scope.cancel()
+
+    def wake(self, count: int) -> None:
+        """Let up to `count` idle slots look at the queue."""
+        self._arrivals += 1
+        self._parked.unpark(count=min(count, self._limits.slots))
+
+    @property
+    def idle_slots(self) -> int:
+        """How many slots have nothing to do right now."""
+        return 0 if self._stopping or self.paused else len(self._parked)
+
+    # --- the gate ---
+
+    def gate_is_open(self) -> bool:
+        """Look at the gate now; on a change let everything that waits for it go on."""
+        was_open = self._gate.is_open
+        is_open = self._gate.check(self._env.clock.monotonic())
+        if was_open and not is_open:
+            self._gate_shut_hlc = self._store.hlc.last
+            for run in self.runs.values():
+                run.reopen = True
+        elif is_open and not was_open:
+            self.on_gate_opened()
+        return is_open
+
+    def on_gate_shut_at_start(self) -> None:
+        """Remember which steps are older than this process: they wait for the gate."""
+        self._gate_shut_hlc = self._store.hlc.last
+
+    def on_gate_opened(self) -> None:
+        """Old work may run and commit again."""
+        self._gate_shut_hlc = None
+        self._gate_moved.set()
+        self._gate_moved = trio.Event()
+        self.wake(self._limits.slots)
+
+    async def _wait_gate(self) -> None:
+        while not self.gate_is_open():
+            moved = self._gate_moved
+            opens_at = self._gate.opens_at()
+            timeout_s = 1.0 if opens_at is None else max(0.01, opens_at - self._env.clock.monotonic())
+            with trio.move_on_after(timeout_s):
+                await moved.wait()
+
+    # --- slots ---
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run all slots until cancelled, or until `stop` let the last of them end."""
+        async with trio.open_nursery() as watchers:
+            watchers.start_soon(self._wake_due_retries)
+            watchers.start_soon(self._sweep_orphans)
+            async with trio.open_nursery() as slots:
+                for _ in range(self._limits.slots):
+                    slots.start_soon(self._slot)
+                task_status.started()
+            watchers.cancel_scope.cancel()
+
+    async def _slot(self) -> None:
+        claimed: Claimed | None = None
+        while not self._stopping:
+            if claimed is None:
+                seen = self._arrivals
+                claimed = await self._claim_patiently()
+                if self._deferred:
+                    self._deferred = False
+                    self._due_changed.set()
+                if claimed is None and seen == self._arrivals and not self._stopping:
+                    self.on_idle()
+                    await self._parked.park()
+                continue
+            claimed = await self._run_one(claimed)
+        if claimed is not None:
+            # Claimed together with the last commit, but never started: hand it back as it was.
+            await self._settle(partial(self._hand_back, step=claimed.step))
+
+    async def _claim_patiently(self) -> Claimed | None:
+        if self.paused is not None:
+            return None
+        self.gate_is_open()
+        try:
+            return await self._store.write(self._claim)
+        except RelayMeshError as error:
+            log.warning("cannot claim work: %s", error)
+            self._commit_unknown.set()
+            await self._env.clock.sleep(STORE_RETRY_S)
+            return None
+
+    def _claim(self, tx: Transaction) -> Claimed | None:
+        while self.paused is None and not self._stopping:
+            found = next_entry(
+                tx,
+                priorities=self._wheel.order(),
+                now_ms=tx.hlc >> 16,
+                full_agents=self._full_agents(),
+                fresh_after=self._gate_shut_hlc,
+            )
+            if found is None:
+                return None
+            entry, priority = found
+            try:
+                claimed = transitions.claim(tx, entry, me=self._me, life=self._life, timeout_s=self._timeout_s)
+            except NotFoundError as error:
+                # A large input that is still on its way from the node that gave us the step.
+                log.info("step %s waits: %s", entry.step_id, error)
+                tx.execute(
+                    "UPDATE queue SET due_ms = ? WHERE step_id = ?", ((tx.hlc >> 16) + PAYLOAD_WAIT_MS, entry.step_id)
+                )
+                self._deferred = True
+                continue
+            if claimed is not None:
+                self._wheel.claimed(priority)
+                return claimed
+        return None
+
+    def _full_agents(self) -> list[str]:
+        busy: collections.Counter[str] = collections.Counter()
+        for run in list(self.runs.values()):
+            busy[run.step.text("agent")] += 1
+        agents = self._env.executor.agents()
+        return [name for name, count in busy.items() if name in agents and count >= _room(agents[name])]
+
+    def _timeout_s(self, agent: str, step_timeout_ms: int) -> float:
+        if step_timeout_ms:
+            return step_timeout_ms / 1000
+        info = self._env.executor.agents().get(agent)
+        return info.timeout_s if info is not None and info.timeout_s else self._limits.timeout_s
+
+    async def _run_one(self, claimed: Claimed) -> Claimed | None:
+        """Run one attempt, settle it, and return the step claimed in the same commit, if any."""
+        run = Run(claimed.step, trio.CancelScope(), self._env.clock.monotonic())
+        self.runs[claimed.step.key] = run
+        self.started_total += 1
+        outcome: Outcome | None = None
+        try:
+            with run.scope:
+                outcome = await self._env.executor.run(claimed.job)
+        except Exception as error:
+            # An edge of the node: whatever goes wrong around user code costs this attempt only.
+            log.exception("agent %s failed outside its handler", claimed.job.agent)
+            outcome = Outcome(kind="crashed", error=f"{type(error).__name__}: {error}")
+        finally:
+            if outcome is None and run.stopped_because is None:
+                del self.runs[claimed.step.key]  # the node itself is being torn down
+        why = run.stopped_because
+        if outcome is not None and why in (None, "moved"):
+            await self._wait_gate()
+        try:
+            return await self._settle(lambda tx: (self._end_run(tx, run, outcome, why), self._claim(tx)))
+        finally:
+            del self.runs[claimed.step.key]
+
+    def _end_run(self, tx: Transaction, run: Run, outcome: Outcome | None, why: str | None) -> str:
+        """Write what became of a run; returns the word under which it is counted."""
+        step = run.step
+        if outcome is None and why == "cancel":
+            transitions.cancel_run(tx, step, me=self._me)
+            kind = "cancelled"
+        elif outcome is None and why == "shutdown":
+            self._release(tx, step)
+            kind = "released"
+        elif outcome is None and why == "epoch":
+            transitions.requeue(tx, step, me=self._me, action=Action.REQUEUED, why="a higher cluster epoch was learned")
+            kind = "requeued"
+        elif outcome is None:
+            transitions.abort(tx, step, me=self._me, why="its lease moved to another node during the run")
+            kind = "aborted"
+        else:
+            finished = transitions.finish(
+                tx, step, outcome, me=self._me, policy=self._policy(step), rng=self._rng, reopen=run.reopen
+            )
+            kind = outcome.kind if finished.accepted else "refused"
+        return kind
+
+    def _hand_back(self, tx: Transaction, *, step: Row) -> tuple[str, None]:
+        self._release(tx, step)
+        return "released", None
+
+    def _release(self, tx: Transaction, step: Row) -> None:
+        transitions.requeue(tx, step, me=self._me, action=Action.RELEASED, why="its node stopped gracefully")
+
+    def _policy(self, step: Row) -> RetryPolicy:
+        default = self._limits.retry
+        info = self._env.executor.agents().get(step.text("agent"))
+        if info is None:
+            return default
+        return RetryPolicy(
+            max_attempts=step.integer("max_attempts") or info.max_attempts or default.max_attempts,
+            base_backoff_ms=info.base_backoff_ms or default.base_backoff_ms,
+            max_backoff_ms=info.max_backoff_ms or default.max_backoff_ms,
+        )
+
+    async def _settle(self, transition: Callable[[Transaction], tuple[str, Claimed | None]]) -> Claimed | None:
+        """Commit the end of a run, as often as it takes: a result in hand is not dropped because a disk was full.
+
+        A failed COMMIT may have happened. The transition reads the row again, sees its own lease ended, and then only
+        records what it finds, so repeating it is safe.
+        """
+        while True:
+            try:
+                kind, claimed = await self._store.write(transition)
+            except StoreError as error:
+                log.warning("cannot commit the end of a run: %s", error)
+                self._commit_unknown.set()
+                await self._env.clock.sleep(STORE_RETRY_S)
+            else:
+                self.finished[kind] += 1
+                return claimed
+
+    async def _wake_due_retries(self) -> None:
+        while True:
+            self._due_changed = trio.Event()
+            # The physical clock of the stamps: a claim's stamp is never behind it, so what is due here is due there.
+            now_ms = self._store.physical_ms()
+            due_ms = await self._store.read(partial(next_due_ms, now_ms=now_ms))
+            with trio.move_on_after(float("inf") if due_ms is None else (due_ms - now_ms) / 1000):
+                await self._due_changed.wait()
+                continue
+            self.wake(self._limits.slots)
+
+    async def _sweep_orphans(self) -> None:
+        """After commits of unknown outcome: a claim may have been committed whose slot only saw the error."""
+        while True:
+            await self._commit_unknown.wait()
+            self._commit_unknown = trio.Event()
+            await self._env.clock.sleep(2 * ORPHAN_AGE_S)
+            try:
+                await self._store.write(self._requeue_orphans)
+            except RelayMeshError as error:
+                log.warning("cannot look for orphaned claims yet: %s", error)
+                self._commit_unknown.set()
+
+    def _requeue_orphans(self, tx: Transaction) -> None:
+        old_hlc = tx.hlc - (int(ORPHAN_AGE_S * 1000) << 16)
+        running = tx.select(
+            "steps",
+            "owner = ? AND rank = 0 AND status = 'RUNNING' AND claim_life = ? AND lease_hlc < ?",
+            (self._me, self._life, old_hlc),
+        )
+        for step in running:
+            if step.key not in self.runs:
+                transitions.requeue(tx, step, me=self._me, action=Action.RELEASED, why="its claim's commit was unsure")
+
+    # --- stopping ---
+
+    def running(self) -> Mapping[str, Run]:
+        """The runs of this moment, by step id."""
+        return self.runs
+
+    async def stop(self, grace_s: float) -> None:
+        """Start nothing new, give runs `grace_s` seconds, then end them and give their leases back, uncounted."""
+        self._stopping = True
+        self.wake(self._limits.slots)
+        deadline = self._env.clock.monotonic() + grace_s
+        while self.runs and self._env.clock.monotonic() < deadline:
+            await self._env.clock.sleep(0.05)
+        for run in list(self.runs.values()):
+            self._stop_run(run, "shutdown")
+        while self.runs:
+            await self._env.clock.sleep(0.02)
+
+    async def recover_after_crash(self, current_life: Callable[[str], int | None]) -> int:
+        """Requeue what an earlier process of this node left RUNNING. Call when the gate has opened."""
+
+        def recover(tx: Transaction) -> int:
+            left = tx.select("steps", "owner = ? AND rank = 0 AND status = 'RUNNING' AND deleted = 0", (self._me,))
+            stale = [step for step in left if step.key not in self.runs and step.integer("claim_life") < self._life]
+            return sum(
+                transitions.recover_own(tx, step, me=self._me, current_life=current_life) is not None for step in stale
+            )
+
+        return await self._store.write(recover)
+
+
+def _room(info: AgentInfo) -> float:
+    return float("inf") if info.concurrency is None else info.concurrency

@@ -1,0 +1,51 @@
+"""A task's status, folded from its steps. Nothing stores it, so no merge can make the two disagree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+
+from mesh.rows import Row
+from node.work.tables import Status
+
+
+def step_status(step: Row) -> Status:
+    """The status column as the enum. Rows that cannot be read so never pass the store's type check."""
+    return Status(step.text("status"))
+
+
+def depends_on(step: Row) -> list[str]:
+    """The names of the steps whose success this one needs."""
+    text = step.text("depends_on")
+    return [str(name) for name in json.loads(text)] if text else []
+
+
+def is_runnable(step: Row, by_name: Mapping[str, Row]) -> bool:
+    """Whether everything that the step depends on has succeeded."""
+    return all(
+        name in by_name and not by_name[name].deleted and step_status(by_name[name]) is Status.SUCCESS
+        for name in depends_on(step)
+    )
+
+
+def task_status(steps: Iterable[Row]) -> Status:
+    """The fold of DESIGN section 6, first match:
+
+    all SUCCESS; any RUNNING; any RETRYING; any runnable PENDING; any DEAD_LETTER; else CANCELLED. A step that waits for
+    a parent which will never succeed counts for nothing: it is blocked, and the parent's end is the task's end.
+    """
+    live = [step for step in steps if not step.deleted]
+    statuses = [step_status(step) for step in live]
+    if not live:
+        return Status.PENDING  # the task row came before its steps did
+    if all(status is Status.SUCCESS for status in statuses):
+        return Status.SUCCESS
+    for status in (Status.RUNNING, Status.RETRYING):
+        if status in statuses:
+            return status
+    by_name = {step.text("name"): step for step in live}
+    if any(
+        status is Status.PENDING and is_runnable(step, by_name) for step, status in zip(live, statuses, strict=True)
+    ):
+        return Status.PENDING
+    return Status.DEAD_LETTER if Status.DEAD_LETTER in statuses else Status.CANCELLED

@@ -1,0 +1,125 @@
+"""The replicated tables of the task runtime, and the words their columns use."""
+
+from __future__ import annotations
+
+import enum
+
+from mesh.tables import Column, Register, Table
+
+MESH_NAMESPACE = "_mesh"
+"""Rows that belong to no tenant. No user namespace can have this name: theirs begin with a letter or digit."""
+
+
+class Status(enum.StrEnum):
+    """What a step, or a task folded from its steps, is doing."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    RETRYING = "RETRYING"
+    SUCCESS = "SUCCESS"
+    DEAD_LETTER = "DEAD_LETTER"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def rank(self) -> int:
+        """The place in the lifecycle order: finished work is never undone by unfinished work (mesh.registers)."""
+        return _RANKS.get(self, 0)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether only an operator's replay leads out of this status."""
+        return self in _RANKS
+
+
+_RANKS = {Status.DEAD_LETTER: 1, Status.CANCELLED: 2, Status.SUCCESS: 3}
+
+TASK_OPEN = 0
+TASK_CANCEL_REQUESTED = 1
+"""Rank of a task row: a cancel outranks a concurrent submit of the same task, and only a replay resets it."""
+
+PRIORITIES = ("high", "normal", "low")
+"""A step stores the index: smaller runs first."""
+
+TASKS = Table(
+    "tasks",
+    Register.LIFECYCLE,
+    (
+        # What was asked for. Whether it is done is never written here: status is a fold over the steps (work.status).
+        Column("idempotency_key"),
+        Column("definition_digest"),
+        Column("step_count", "int"),
+        Column("trace_id"),
+        Column("created_hlc", "int"),
+        Column("cancel_mode"),
+        Column("cancel_reason"),
+    ),
+)
+
+STEPS = Table(
+    "steps",
+    Register.LIFECYCLE,
+    (
+        Column("task_id"),
+        Column("name"),
+        Column("position", "int"),
+        Column("agent"),
+        Column("priority", "int"),
+        Column("depends_on"),  # JSON list of step names
+        Column("dependents", "int"),  # how many steps wait for this one: 0 saves a look at the siblings
+        Column("input", "blob"),  # small payloads inline, larger ones by hash in input_ref (work.payloads)
+        Column("input_ref"),
+        Column("timeout_ms", "int"),
+        Column("max_attempts", "int"),
+        Column("pin_node"),
+        Column("labels"),  # JSON object
+        Column("created_hlc", "int"),
+        Column("owner"),  # the one node that may write this row
+        Column("status"),
+        Column("attempt", "int"),  # runs that began; a lost lease gives its number back
+        Column("retry_delay_ms", "int"),  # a duration, so that no node has to trust another's clock
+        Column("claim_life", "int"),  # the life of the owner's process that claimed, to tell a crash from a cut
+        Column("lost_leases"),  # JSON list of [node, life]
+        Column("task_generation", "int"),  # the task generation under which this step was made; see transitions.cancel
+        Column("parents_used"),  # JSON object: parent name -> [generation, lease epoch] of the output that was used
+        Column("result", "blob"),
+        Column("result_ref"),
+        Column("last_error"),
+    ),
+)
+
+HISTORY = Table(
+    "history",
+    Register.IMMUTABLE,
+    (
+        # One row for each thing worth telling: who owned a step when, what an attempt came to, what lost a merge.
+        # Who did it is the row's own writer.
+        Column("task_id"),
+        Column("step_id"),
+        Column("action"),
+        Column("from_node"),
+        Column("attempt", "int"),
+        Column("fence"),  # of the lease that the row tells of
+        Column("detail"),
+    ),
+)
+
+PAYLOADS = Table("payloads", Register.IMMUTABLE, (Column("content", "blob"),))
+
+PROFILES = Table(
+    "profiles",
+    Register.LWW,
+    (
+        # What a node can do. Membership says whether it lives; this row says what it would be good for.
+        Column("agents"),  # JSON list of names
+        Column("labels"),  # JSON object
+        Column("slots", "int"),
+        Column("version"),
+    ),
+)
+
+CLUSTER = Table("cluster", Register.MAX, (Column("reason"), Column("actor")))
+"""Key `cluster_epoch`; the rank is the epoch."""
+
+CLUSTER_EPOCH_KEY = "cluster_epoch"
+
+WORK_TABLES = (TASKS, STEPS, HISTORY, PAYLOADS, PROFILES, CLUSTER)

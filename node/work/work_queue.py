@@ -1,0 +1,163 @@
+"""Which steps this node owns and may run now: a local table, derived inside the transaction that changed a step.
+
+The queue holds nothing that the replicated rows do not say; `rebuild` makes it anew. It exists so that a claim is one
+look at an index instead of a fold over tasks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from mesh.placement import Offer, Requirement
+from mesh.rows import Row
+from node.storage.reader import Reader
+from node.storage.transaction import Transaction
+from node.work.status import depends_on, step_status
+from node.work.tables import Status
+
+_WAITING = (Status.PENDING, Status.RETRYING)
+
+
+class Queued(NamedTuple):
+    """One entry: where the step is, and what placing it needs to know."""
+
+    namespace: str
+    step_id: str
+    agent: str
+
+
+def requirement_of(step: Row) -> Requirement:
+    """What the step asks of the node that runs it."""
+    labels = step.text("labels")
+    return Requirement(
+        ability=step.text("agent"),
+        node=step.text("pin_node") or None,
+        labels=json.loads(labels) if labels else {},
+    )
+
+
+class WorkQueue:
+    """Keeps the `queue` table equal to: steps owned by `me`, waiting, with every parent done."""
+
+    def __init__(self, me: str, offer: Callable[[], Offer]) -> None:
+        """`offer` says what this node can run; call `rebuild` when its answer changed."""
+        self._me = me
+        self._offer = offer
+
+    def on_step(self, tx: Transaction, before: Row | None, after: Row) -> None:
+        """A step's row changed: take it in or out, and look at the steps that wait for it."""
+        if self._is_waiting(after):
+            if self._parents_done(tx, after):
+                self._insert(tx, after)
+        elif before is None or self._is_waiting(before):
+            tx.execute("DELETE FROM queue WHERE step_id = ?", (after.key,))
+        if after.integer("dependents") and self._readiness_changed(before, after):
+            self._review_dependents(tx, after)
+
+    def rebuild(self, tx: Transaction) -> int:
+        """Make the table anew from the steps; returns how many wait."""
+        tx.execute("DELETE FROM queue")
+        waiting = tx.select("steps", "owner = ? AND rank = 0 AND deleted = 0", (self._me,))
+        count = 0
+        for step in waiting:
+            if self._is_waiting(step) and self._parents_done(tx, step):
+                self._insert(tx, step)
+                count += 1
+        return count
+
+    def _is_waiting(self, step: Row) -> bool:
+        return step.text("owner") == self._me and not step.deleted and step_status(step) in _WAITING
+
+    def _readiness_changed(self, before: Row | None, after: Row) -> bool:
+        was_done = before is not None and not before.deleted and step_status(before) is Status.SUCCESS
+        is_done = not after.deleted and step_status(after) is Status.SUCCESS
+        return was_done != is_done
+
+    def _review_dependents(self, tx: Transaction, parent: Row) -> None:
+        name = parent.text("name")
+        for sibling in tx.select(
+            "steps", "namespace = ? AND task_id = ? AND rank = 0", (parent.namespace, parent.text("task_id"))
+        ):
+            if not self._is_waiting(sibling) or name not in depends_on(sibling):
+                continue
+            if self._parents_done(tx, sibling):
+                self._insert(tx, sibling)
+            else:
+                tx.execute("DELETE FROM queue WHERE step_id = ?", (sibling.key,))
+
+    def _parents_done(self, tx: Reader, step: Row) -> bool:
+        names = depends_on(step)
+        if not names:
+            return True
+        marks = ",".join("?" * len(names))
+        ((done,),) = tx.sql(
+            "SELECT count(*) FROM steps WHERE namespace = ? AND task_id = ? AND status = 'SUCCESS' AND deleted = 0 "
+            f"AND name IN ({marks})",
+            (step.namespace, step.text("task_id"), *names),
+        )
+        return bool(done == len(names))
+
+    def _insert(self, tx: Transaction, step: Row) -> None:
+        # A retry's delay is a duration from the write that asked for it, on our own stamp clock (mesh.hlc): no other
+        # node's idea of the time enters.
+        due_ms = (step.hlc >> 16) + step.integer("retry_delay_ms") if step_status(step) is Status.RETRYING else 0
+        runnable = self._offer().misses(requirement_of(step)) is None
+        fresh = step.node == self._me
+        tx.execute(
+            "INSERT OR REPLACE INTO queue (step_id, namespace, agent, priority, runnable, due_ms, enqueued_hlc, fresh) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                step.key,
+                step.namespace,
+                step.text("agent"),
+                step.integer("priority"),
+                int(runnable),
+                due_ms,
+                step.hlc,
+                int(fresh),
+            ),
+        )
+
+
+def next_entry(
+    reader: Reader, *, priorities: Sequence[int], now_ms: int, full_agents: Sequence[str], fresh_after: int | None
+) -> tuple[Queued, int] | None:
+    """The entry that should run next, with its priority; None when none may run now.
+
+    `full_agents` have no room. `fresh_after`, when given, admits only steps that this node made itself after that
+    stamp: while the gate is shut, everything older may belong to someone else by now.
+    """
+    conditions = ["runnable = 1", "priority = ?", "due_ms <= ?"]
+    extra: list[str | int] = []
+    if full_agents:
+        conditions.append(f"agent NOT IN ({','.join('?' * len(full_agents))})")
+        extra.extend(full_agents)
+    if fresh_after is not None:
+        conditions.append("fresh = 1 AND enqueued_hlc > ?")
+        extra.append(fresh_after)
+    statement = (
+        "SELECT namespace, step_id, agent FROM queue WHERE "
+        + " AND ".join(conditions)
+        + " ORDER BY enqueued_hlc LIMIT 1"
+    )
+    for priority in priorities:
+        found = reader.sql(statement, (priority, now_ms, *extra))
+        if found:
+            return Queued(*found[0]), priority
+    return None
+
+
+def next_due_ms(reader: Reader, now_ms: int) -> int | None:
+    """When the earliest delayed retry becomes due, on the stamp clock; None when none waits."""
+    ((due,),) = reader.sql("SELECT min(due_ms) FROM queue WHERE runnable = 1 AND due_ms > ?", (now_ms,))
+    return None if due is None else int(due)
+
+
+def unplaceable(reader: Reader, limit: int) -> list[Queued]:
+    """Entries that this node owns but cannot run, oldest first."""
+    found = reader.sql(
+        "SELECT namespace, step_id, agent FROM queue WHERE runnable = 0 ORDER BY enqueued_hlc LIMIT ?", (limit,)
+    )
+    return [Queued(*row) for row in found]
