@@ -26,7 +26,7 @@ if mode == "orphan":
     subprocess.Popen(["sleep", "1000"], start_new_session=True)
 print("starting", flush=True)
 if mode != "silent":
-    print("node ready at somewhere", flush=True)
+    print("ready: node a of mesh m", flush=True)
 while True:
     time.sleep(0.02)
 """

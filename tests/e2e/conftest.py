@@ -144,17 +144,25 @@ class Mesh:
         assert all(view == shown[0] for view in shown), shown
 
     def wait_agreed(self, *task_ids: str, timeout_s: float = 10) -> None:
+        """Until all running nodes know the same rows and show these tasks alike."""
+
         def agreed() -> bool:
             try:
                 self.assert_agreed(*task_ids)
+                return len(self.digests()) == 1
             except (AssertionError, RelayMeshError):
                 return False
-            return True
 
         try:
             wait_until(agreed, timeout_s, "all nodes show the same")
         except TimeoutError:
             self.assert_agreed(*task_ids)
+            assert len(self.digests()) == 1, self.digests()
+
+    def digests(self) -> set[str]:
+        """Over everything that each running node's replica covers: one when all know the same."""
+        stats = [self.cluster.admin(node, "stats") for node in self.cluster.running()]
+        return {view["replication"]["vectorDigest"] for view in stats}
 
 
 def _content(task: dict[str, Any]) -> dict[str, Any]:
