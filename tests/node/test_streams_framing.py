@@ -64,7 +64,7 @@ async def test_too_long_a_message_is_not_begun():
 
 
 async def test_silence_between_messages_lasts_as_long_as_it_may(autojump_clock):
-    framed, theirs = pair()
+    framed, _theirs = pair()
     with trio.move_on_after(1000) as scope:
         await framed.receive()
     assert scope.cancelled_caught

@@ -132,7 +132,7 @@ async def test_parts_come_before_the_answer_and_in_order():
         await trio.lowlevel.checkpoint()
         parts.append(part)
 
-    async with running({"count": Verb(count)}) as (net, pool):
+    async with running({"count": Verb(count)}) as (_net, pool):
         assert await pool.call(ADDRESS, "count", b"", on_part=on_part) == b"done"
         assert parts == [b"0", b"1", b"2", b"3", b"4"]
         with pytest.raises(UnavailableError, match="parts where none belong"):
@@ -157,7 +157,7 @@ async def test_an_error_of_the_handler_is_the_same_class_for_the_caller(kind):
         raise kind("do this instead")
 
     async with running({"fail": Verb(fail), "echo": Verb(echo)}) as (net, pool):
-        with pytest.raises(kind, match="^do this instead$"):
+        with pytest.raises(kind, match=r"^do this instead$"):
             await pool.call(ADDRESS, "fail", b"")
         assert await pool.call(ADDRESS, "echo", b"still here") == b"still here"
         assert len(net.opened) == 1
@@ -239,13 +239,13 @@ async def test_a_verb_runs_up_to_its_limit_at_once_and_one_more_is_told_to_try_a
         await trio.sleep(5)
         return body
 
-    async with running({"slow": Verb(slow, concurrent_max=3)}) as (net, pool), trio.open_nursery() as nursery:
+    async with running({"slow": Verb(slow, concurrent_max=3)}) as (_net, pool), trio.open_nursery() as nursery:
         for _ in range(3):
             nursery.start_soon(pool.call, ADDRESS, "slow", b"")
         await wait_all_tasks_blocked()
         with pytest.raises(UnavailableError, match=r"3 'slow' requests run here already: try again"):
             await pool.call(ADDRESS, "slow", b"")
-    async with running({"slow": Verb(slow, concurrent_max=3)}) as (net, pool):
+    async with running({"slow": Verb(slow, concurrent_max=3)}) as (_net, pool):
         for _ in range(4):  # one after another there is no limit
             await pool.call(ADDRESS, "slow", b"")
 
