@@ -65,7 +65,7 @@ class Detector:
         self._rng = rng
         self._round: list[str] = []
         self._probe: _Probe | None = None
-        self._next_at = float("inf")
+        self._next_at = 0.0
         self.probes = 0
         self.failures = 0
 
@@ -75,15 +75,6 @@ class Detector:
         if probe is None:
             return self._next_at if self._members.active_others() else float("inf")
         return probe.ends if probe.asked else min(probe.answer_by, probe.ends)
-
-    def wake(self, now: float) -> None:
-        """Somebody can be probed: begin now if probing was idle."""
-        if self._next_at == float("inf"):
-            self._next_at = now
-
-    def probe_soon(self, node_id: str) -> None:
-        """Put a member at the head of the current round."""
-        self._round.append(node_id)
 
     def step(self, now: float) -> list[ProbeStep]:
         """Do what is due: end or widen the running probe, begin the next."""
@@ -134,7 +125,6 @@ class Detector:
         # Interval and timeout stretch together: a longer timeout alone would run into the next probe.
         self._next_at = now + self._profile.probe_interval_s * stretch
         if member is None:
-            self._next_at = float("inf")
             return []
         self._probe = _Probe(
             member,

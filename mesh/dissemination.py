@@ -89,6 +89,10 @@ class Dissemination:
         """Stop spreading news about a member that was pruned."""
         self._membership.drop(subject)
 
+    def forget_claims(self) -> None:
+        """Stop spreading accusations."""
+        self._membership.drop_variants()
+
     def shift(self, seconds: float) -> None:
         """Forgive a pause of our own."""
         self._ticked_at += seconds

@@ -10,7 +10,6 @@ import msgspec
 
 from mesh.identity import Identity
 from mesh.ids import Address, Life
-from mesh.messages import Claim
 from mesh.records import MemberRecord, RecordBody, sign_record
 
 
@@ -57,12 +56,8 @@ class OwnRecord:
             return None
         return self._sign(msgspec.structs.replace(self.current.body, store_failed=failed))
 
-    def is_accused(self, claim: Claim) -> bool:
-        """True when a claim speaks about what we currently are, so that it must be refuted."""
-        return self.is_current(claim.life, claim.incarnation)
-
     def is_current(self, life: int, incarnation: int) -> bool:
-        """True for the life and incarnation that we last signed."""
+        """True for the life and incarnation that we last signed: what is said of those must be refuted."""
         return (life, incarnation) == (self.life, self.current.body.incarnation)
 
     def _sign(self, body: RecordBody) -> MemberRecord:

@@ -107,6 +107,12 @@ class RumorQueue:
         for rumor in list(self._by_subject.get(subject, {}).values()):
             self._remove(rumor)
 
+    def drop_variants(self) -> None:
+        """Forget all news that has a variant, keeping what was said of each subject as a whole."""
+        variants = [r for rumors in self._by_subject.values() for r in rumors.values() if r.variant]
+        for rumor in variants:
+            self._remove(rumor)
+
     def _most_sent(self) -> QueuedRumor:
         return next(iter(self._by_sends[max(self._by_sends)]))
 

@@ -1,0 +1,240 @@
+"""What members say to each other, item by item: probes and their answers, calls, rumors, digests and repairs.
+
+Promises: an answer to a call (a packet for whoever listens) is never larger than the call but for our own record. A
+digest is answered by at most `REPAIR_PACKETS_MAX` packets of what its sender lacks and at most one digest, and an
+answering digest by none. What is told about members goes through `mesh.verdicts`; nothing here changes the table.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from mesh import codec, digests
+from mesh.detector import Detector
+from mesh.dissemination import BODY_SPACE_BYTES, Dissemination
+from mesh.effects import RumorReceived, VectorDiffers
+from mesh.ids import Address
+from mesh.membership import Member, Membership, Status
+from mesh.messages import (
+    NONCE_BITS,
+    PUBLISH_BYTES_MAX,
+    Ack,
+    Claim,
+    Digest,
+    Item,
+    Nack,
+    Ping,
+    PingRequest,
+    Rumor,
+    RumorKind,
+    SignedRecord,
+    VectorHint,
+)
+from mesh.outbox import ANYONE, Outbox
+from mesh.own_record import OwnRecord
+from mesh.redial import Call, Redial
+from mesh.relayed_probes import RelayedProbes
+from mesh.sealing import PACKET_OVERHEAD_BYTES, SealedPacket, receiver_tag
+from mesh.vector_watch import VectorWatch
+from mesh.verdicts import Verdicts
+
+REPAIR_PACKETS_MAX = 3  # answered to one digest: nine records; whoever needs more asks again at once
+
+
+class Conversation:
+    """Answers items of opened packets, and phrases what this node says unasked."""
+
+    def __init__(
+        self,
+        *,
+        members: Membership,
+        own: OwnRecord,
+        detector: Detector,
+        relays: RelayedProbes,
+        redial: Redial,
+        news: Dissemination,
+        verdicts: Verdicts,
+        vectors: VectorWatch,
+        outbox: Outbox,
+        rng: random.Random,
+    ) -> None:
+        self._members = members
+        self._own = own
+        self._detector = detector
+        self._relays = relays
+        self._redial = redial
+        self._news = news
+        self._verdicts = verdicts
+        self._vectors = vectors
+        self._outbox = outbox
+        self._rng = rng
+        self._leave_calls: dict[int, None] = {}
+
+    # --- Unasked ----------------------------------------------------------------------------------------------------
+
+    def ping(self, member: Member, nonce: int) -> None:
+        """Probe a member."""
+        items: list[Item] = []
+        if member.last_heard is None or member.status is not Status.ALIVE:
+            items.append(SignedRecord(self._own.current.raw))  # it may not know us, and then could not answer
+        if member.status in (Status.SUSPECT, Status.DEAD):
+            items.append(self._verdicts.evidence(member))  # the accused must hear it first, to refute it
+        self._outbox.send(member, [*items, Ping(nonce, self._vectors.own)])
+
+    def call(self, call: Call) -> None:
+        """Introduce ourselves to whoever listens at an address, with all that is needed to be answered."""
+        nonce = self._nonce()
+        self._redial.called(call, nonce)
+        items: list[Item] = [SignedRecord(self._own.current.raw)]
+        if call.member is not None and call.member.status is Status.DEAD:
+            items.append(self._verdicts.evidence(call.member))
+        items.append(Ping(nonce, self._vectors.own))
+        encoded, left = _fitting(items, BODY_SPACE_BYTES)
+        encoded.append(codec.encode_item(self._digest(left)))
+        self._outbox.seal(call.address, ANYONE, codec.join_items(encoded))
+
+    def offer_digest(self, member: Member) -> None:
+        """Begin an anti-entropy exchange."""
+        self._outbox.send(member, [self._digest(BODY_SPACE_BYTES)])
+
+    def say_goodbye(self, members: Sequence[Member]) -> None:
+        """Send our LEFT record to these members, and wait for their answers."""
+        for member in members:
+            nonce = self._nonce()
+            self._leave_calls[nonce] = None
+            self._outbox.send(member, [SignedRecord(self._own.current.raw), Ping(nonce, b"")])
+
+    def goodbye_heard(self) -> bool:
+        """True when everyone to whom we said goodbye has answered."""
+        return not self._leave_calls
+
+    # --- Answers ----------------------------------------------------------------------------------------------------
+
+    def hear(self, item: Item, sender: Member, reply_to: Address, packet: SealedPacket, size: int, now: float) -> None:
+        """Take in one item of a packet of `size` bytes from a known member."""
+        match item:
+            case Ping():
+                self._answer(item, sender, reply_to, packet, size)
+                self._compare_vector(sender, item.vector)
+            case Ack():
+                self._acknowledged(item, sender, now)
+                self._compare_vector(sender, item.vector)
+            case PingRequest():
+                self._ping_for(item, sender, now)
+            case Nack():
+                self._detector.on_nack(sender, item.nonce)
+            case Claim():
+                self._verdicts.hear_claim(item, sender, None, now)
+            case Digest():
+                self._hear_digest(item, sender, packet, now)
+            case VectorHint():
+                if self._vectors.on_hint(item.vector):
+                    self._outbox.emit(VectorDiffers(sender.node_id))
+            case Rumor():
+                self._hear_rumor(item, sender, now)
+            case SignedRecord():
+                pass  # applied before everything else in the packet
+
+    def _answer(self, ping: Ping, sender: Member, reply_to: Address, packet: SealedPacket, size: int) -> None:
+        receiver = receiver_tag(sender.tag, packet.life)
+        items: list[Item] = [Ack(ping.nonce, self._vectors.own if ping.vector else b"")]
+        if sender.status in (Status.SUSPECT, Status.DEAD):
+            items.append(self._verdicts.evidence(sender))
+        if packet.receiver != ANYONE:
+            self._outbox.seal(reply_to, receiver, codec.encode(items))
+            return
+        # The source of a call is not proven to be the caller, so the answer must not be larger than the call but for
+        # our own record: otherwise we could be used to flood somebody else.
+        items.insert(0, SignedRecord(self._own.current.raw))
+        if sender.process != packet.process:
+            items.insert(2, SignedRecord(sender.record))  # a clone must see whose record won
+        space = size - PACKET_OVERHEAD_BYTES + len(codec.encode_item(items[0]))
+        encoded, left = _fitting(items, min(BODY_SPACE_BYTES, space))
+        if left >= digests.DIGEST_OVERHEAD_BYTES + digests.ENTRY_BYTES:
+            encoded.append(codec.encode_item(self._digest(left)))
+        self._outbox.seal(reply_to, receiver, codec.join_items(encoded))
+
+    def _acknowledged(self, ack: Ack, sender: Member, now: float) -> None:
+        self._leave_calls.pop(ack.nonce, None)
+        self._detector.on_ack(sender, ack.nonce, now)
+        relayed = self._relays.on_ack(ack.nonce)
+        if relayed is not None and (requester := self._members.get(relayed.requester)) is not None:
+            self._outbox.send(requester, [Ack(relayed.their_nonce, b"")])
+        if self._redial.on_answer(ack.nonce, sender.node_id) and not self._own.left:
+            self.offer_digest(sender)
+
+    def _ping_for(self, request: PingRequest, requester: Member, now: float) -> None:
+        target = self._members.by_tag(request.target)
+        nonce = self._nonce()
+        if target is None or not self._relays.begin(requester.node_id, request.nonce, nonce, now):
+            self._outbox.send(requester, [Nack(request.nonce)])
+        else:
+            self.ping(target, nonce)
+
+    def _compare_vector(self, sender: Member, vector: bytes) -> None:
+        if self._vectors.on_exchange(sender.node_id, vector):
+            self._outbox.emit(VectorDiffers(sender.node_id))
+
+    def _hear_rumor(self, rumor: Rumor, sender: Member, now: float) -> None:
+        if not self._news.is_new(rumor, now):
+            return
+        if rumor.kind == RumorKind.RECORD:
+            record = self._verdicts.verified(rumor.payload)
+            if record is not None and self._verdicts.learn(record, now):
+                self._news.relay(rumor, record.tag)
+        elif rumor.kind == RumorKind.CLAIM:
+            self._verdicts.hear_claim(codec.decode_claim(rumor.payload), sender, rumor, now)
+        elif rumor.kind == RumorKind.TOPIC and len(rumor.payload) <= PUBLISH_BYTES_MAX:
+            self._news.relay(rumor)
+            self._outbox.emit(RumorReceived(rumor.topic, rumor.payload, sender.node_id))
+
+    def _hear_digest(self, digest: Digest, sender: Member, packet: SealedPacket, now: float) -> None:
+        difference = digests.compare(self._members.in_tag_order(), digest, self._members.own)
+        self._verdicts.hear_view_of_us(difference.of_us, now)
+        if packet.receiver == ANYONE:
+            return  # a call: answered with our own digest, which the caller answers under our receiver tag
+        self._repair(sender, difference.ours_newer, now)
+        if difference.theirs_newer and not digest.answer:
+            self._outbox.send(sender, [self._digest(BODY_SPACE_BYTES, digest)])
+
+    def _repair(self, receiver: Member, newer: list[Member], now: float) -> None:
+        """Send what the receiver lacks, as far as a few packets carry it."""
+        packets: list[list[bytes]] = [[]]
+        left = BODY_SPACE_BYTES
+        for member in newer:
+            items: list[Item] = [SignedRecord(member.record)]
+            if member.status in (Status.SUSPECT, Status.DEAD) and not self._verdicts.doubts_itself(now):
+                items.append(self._verdicts.evidence(member))
+            encoded = [codec.encode_item(item) for item in items]
+            size = sum(map(len, encoded))
+            if size > left:
+                if len(packets) >= REPAIR_PACKETS_MAX:
+                    break
+                packets.append([])
+                left = BODY_SPACE_BYTES
+            packets[-1] += encoded
+            left -= size
+        for packet in packets:
+            if packet:
+                self._outbox.send_body(receiver, codec.join_items(packet))
+
+    def _digest(self, space: int, answered: Digest | None = None) -> Digest:
+        low, high = (answered.low, answered.high) if answered is not None else digests.full_range(self._rng)
+        members = self._members.in_tag_order()
+        return digests.make_digest(members, low=low, high=high, space=space, answer=answered is not None)
+
+    def _nonce(self) -> int:
+        return self._rng.getrandbits(NONCE_BITS)
+
+
+def _fitting(items: Sequence[Item], space: int) -> tuple[list[bytes], int]:
+    """The leading items that fit, encoded, and the space left."""
+    encoded: list[bytes] = []
+    for item in items:
+        data = codec.encode_item(item)
+        if len(data) > space:
+            break
+        encoded.append(data)
+        space -= len(data)
+    return encoded, space
