@@ -127,6 +127,14 @@ class RpcServer:
             return End(await verb.handler(peer, call.body, send))
         except Exception as error:
             return self._failure(call.verb, error)
+        except BaseExceptionGroup as group:
+            # A handler with tasks of its own was cancelled, and one of them failed on the way out. Nobody waits for
+            # the answer; but its failure must not come out of the server beside the cancellation.
+            cancelled, failed = group.split(trio.Cancelled)
+            if cancelled is None or not isinstance(failed, ExceptionGroup):
+                raise
+            self._failure(call.verb, failed)
+            raise cancelled from None
         finally:
             self._running[call.verb] -= 1
 

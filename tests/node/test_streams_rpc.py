@@ -383,6 +383,25 @@ async def test_a_peer_that_vanishes_cancels_the_handler():
             await ended.wait()
 
 
+async def test_a_handler_that_fails_while_it_is_cancelled_takes_nothing_with_it(caplog):
+    async def fail_on_the_way_out() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("on the way out")
+
+    async def clumsy(peer, body, send):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail_on_the_way_out)
+            nursery.start_soon(trio.sleep_forever)
+
+    async with running({"clumsy": Verb(clumsy)}) as (net, pool):
+        net.nursery.start_soon(pool.call, ADDRESS, "clumsy", b"")
+        await wait_all_tasks_blocked()
+        net.nursery.cancel_scope.cancel()
+    assert "on the way out" in caplog.text
+
+
 async def test_a_peer_that_takes_no_parts_ends_only_its_own_connection(autojump_clock):
     started = []
 
