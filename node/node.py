@@ -13,6 +13,7 @@ import msgspec
 import trio
 from mesh.bundles import Bundle, open_bundle
 
+from mesh.effective import EffectiveState
 from mesh.effects import MemberChanged, RumorReceived
 from mesh.errors import RecordError, RelayMeshError
 from mesh.gate import Gate
@@ -142,6 +143,10 @@ class Node:
             rpc_address=spec.rpc_address,
             seeds=spec.seeds,
             known=known,
+            effective=EffectiveState(
+                suspect_recover_min_s=spec.settings.suspect_recover_min_ms / 1000,
+                dead_recover_min_s=spec.settings.dead_recover_min_ms / 1000,
+            ),
         )
         self.gossip.set_vector_digest(self.store.vector.digest())
         self.loop = GossipLoop(env, self.gossip, socket, self.calls, me=spec.node_id)
