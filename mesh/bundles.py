@@ -1,8 +1,8 @@
 """Rows on their way through gossip: whole requests of one origin, signed by the node that wrote them.
 
-Any member relays a bundle, and holding the gossip key is not enough to write a row: the receiver checks that the mesh's
-CA certified the signer, and that every row was stamped by an origin of that very node. A bundle also says which sequence
-numbers it completes, which the receiver notes as seen in the transaction that merges its rows.
+Any member relays a bundle, and holding the gossip key is not enough to write a row: the receiver checks that the
+mesh's CA certified the signer, and that every row was stamped by an origin of that very node. A bundle also says which
+sequence numbers it completes, which the receiver notes as seen in the transaction that merges its rows.
 """
 
 from __future__ import annotations
@@ -52,9 +52,11 @@ class Bundle:
 
 
 def make_bundle(identity: Identity, rows: Sequence[Row], lo: int, hi: int) -> bytes:
-    """Sign whole requests of our own. `lo..hi` is their range, which may have numbers without a row."""
+    """Sign whole requests of our own. `lo..hi` is their range, which may have numbers without a row.
+
+    The caller looks at the size: what is too large for its datagram is not sent, but pulled.
+    """
     assert rows, "an empty bundle says nothing"
-    assert len(rows) <= BUNDLE_ROWS_MAX, len(rows)
     assert all(row.origin == rows[0].origin and lo <= row.seq <= hi for row in rows), (lo, hi)
     assert rows[0].origin.node == identity.node_id, "only the writer of rows can sign them"
     encoded = encode_rows(rows)

@@ -30,8 +30,7 @@ CHUNK_BYTES_MAX = 1 << 20
 _FIRST_COLUMN = 3 + len(METADATA)  # after rowid, namespace and key
 _RELAYED_MARKS = ", ".join("?" * len(RELAYED))
 _QUARANTINED = (
-    "SELECT row FROM quarantine WHERE oid = ? AND seq BETWEEN ? AND ? "  # noqa: S608 - only question marks are put in
-    f"AND reason IN ({_RELAYED_MARKS}) ORDER BY seq"
+    f"SELECT row FROM quarantine WHERE oid = ? AND seq BETWEEN ? AND ? AND reason IN ({_RELAYED_MARKS}) ORDER BY seq"
 )
 
 

@@ -4,7 +4,6 @@ A declaration is the only place where a replicated table's columns are written d
 that are missing and adds columns that are missing; a value that waited among the unknown columns moves into its own.
 Names in statements come from declarations, never from input.
 """
-# ruff: noqa: S608 - see above: SQLite takes no parameters for names
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ class Transaction(Reader):
         """Merge quarantined rows whose time has come, or whose table is known now; returns how many."""
         marks = ", ".join("?" * len(table_names))
         due = self.sql(
-            "SELECT rowid, row FROM quarantine WHERE (reason = 'future-stamp' AND hlc <= ?) "  # noqa: S608 - marks only
+            "SELECT rowid, row FROM quarantine WHERE (reason = 'future-stamp' AND hlc <= ?) "
             f"OR (reason = 'unknown-table' AND table_name IN ({marks})) ORDER BY oid, seq LIMIT ?",
             (hlc_max, *table_names, rows_max),
         )
