@@ -81,10 +81,11 @@ class MemberRecord:
 
 def sign_record(identity: Identity, body: RecordBody) -> MemberRecord:
     """Sign our own record. ConfigError when an advertised host name is too long to be gossiped."""
-    if max(len(body.host), len(body.rpc_host)) > HOST_CHARS_MAX:
-        raise ConfigError(
-            f"an advertised host name has at most {HOST_CHARS_MAX} characters; use the IP address instead"
-        )
+    for host in (body.host, body.rpc_host):
+        if not (host.isascii() and 0 < len(host) <= HOST_CHARS_MAX):
+            raise ConfigError(
+                f"advertised host {host[:40]!r}: give 1 to {HOST_CHARS_MAX} ASCII characters, or the IP address"
+            )
     content = msgspec.msgpack.encode(body)
     raw = msgspec.msgpack.encode(_Envelope(content, identity.sign(_DOMAIN, content)))
     assert len(raw) <= RECORD_BYTES_MAX, len(raw)
@@ -110,7 +111,8 @@ class RecordVerifier:
         try:
             envelope = self._envelopes.decode(raw)
             body = self._bodies.decode(envelope.body)
-        except (msgspec.DecodeError, RecursionError):
+        # UnicodeDecodeError: msgspec lets it through for text that is no UTF-8. RecursionError: nested arrays.
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise RecordError("member record cannot be read") from None
         if body.certificate.role != "node":
             raise RecordError(f"{body.certificate.name!r} is no node and cannot be a member")
