@@ -1,4 +1,4 @@
-"""The shell around `mesh`: the only place with Trio, apsw, sockets, processes and clocks, all reached through `env.Env`.
+"""The shell around `mesh`: the only place with Trio, apsw, sockets, processes and clocks, reached through `env.Env`.
 
 - `daemon` starts and stops a node; `config`, `settings` say how; `identity_files` says who it is
 - `storage/` keeps rows durable; `streams/` talks TLS; `gossip_loop` drives the membership core

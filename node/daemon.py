@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from node import identity_files, logs
 from node.admin.service import AdminService
 from node.agents.executor import ProcessExecutor
 from node.config import NodeConfig, parse_config
+from node.datagrams import bind_error
 from node.env import DatagramSocket, Env, SecureStream
 from node.identity_files import Enrolment
 from node.node import Node, NodeSpec
@@ -83,6 +85,7 @@ def run(config: NodeConfig) -> None:
     """Run a node until it is told to stop. Raises before anything is written when the host or the flags forbid it."""
     logs.set_up(config.log_format, config.node_id)
     with _root_lock(config.root):
+        _check_ports(config)
         enrolment = _enrolment(config)
         executor = ProcessExecutor(
             config.root,
@@ -139,6 +142,19 @@ def _root_lock(root: Path) -> Iterator[None]:
                 f"another relaymesh-node runs on {root}: stop it, or give this one its own --root"
             ) from error
         yield
+
+
+def _check_ports(config: NodeConfig) -> None:
+    """Refuse a taken port before a mesh is founded or an enrolment installed: a refused start leaves no trace."""
+    for address, kind in ((config.bind, socket.SOCK_DGRAM), (config.rpc_bind, socket.SOCK_STREAM)):
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        with socket.socket(family, kind) as probe:
+            if kind == socket.SOCK_STREAM:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                raise bind_error(address, error) from None
 
 
 def _enrolment(config: NodeConfig) -> Enrolment:
@@ -198,14 +214,14 @@ async def _serve(config: NodeConfig, enrolment: Enrolment, env: Env) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as streams:
             # Ports come before the database: a taken port must leave no trace.
-            socket = await env.net.bind_datagram(config.bind)
+            datagrams = await env.net.bind_datagram(config.bind)
             ready = _LateServer()
             await streams.start(env.net.serve, config.rpc_bind, ready.handle)
             await streams.start(env.net.serve_local, config.root / "control.sock", ready.handle)
             node = Node(env, spec_of(config, enrolment))
             await node.open()
             try:
-                await _run_node(node, config, socket, ready, signals)
+                await _run_node(node, config, datagrams, ready, signals)
             finally:
                 with trio.CancelScope(shield=True), trio.move_on_after(STOP_MAX_S):
                     await node.close()
@@ -213,7 +229,7 @@ async def _serve(config: NodeConfig, enrolment: Enrolment, env: Env) -> None:
 
 
 async def _run_node(
-    node: Node, config: NodeConfig, socket: DatagramSocket, ready: _LateServer, signals: AsyncIterator[int]
+    node: Node, config: NodeConfig, datagrams: DatagramSocket, ready: _LateServer, signals: AsyncIterator[int]
 ) -> None:
     admin = AdminService(node, config)
     async with trio.open_nursery() as nursery:
@@ -222,7 +238,7 @@ async def _run_node(
             ready.open(server)
 
         async def run_node(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-            await node.run(socket, admin.handle, serve=start, task_status=task_status)
+            await node.run(datagrams, admin.handle, serve=start, task_status=task_status)
 
         await nursery.start(run_node)
         log.info(

@@ -45,8 +45,12 @@ REFUSED_LOG_HOSTS_MAX = 256
 class GossipLoop:
     """Runs one `Gossip` on one socket, and answers what the other parts need to know of the mesh."""
 
-    def __init__(self, env: Env, gossip: Gossip, socket: DatagramSocket, calls: Caller, *, me: str) -> None:
+    def __init__(
+        self, env: Env, gossip: Gossip, socket: DatagramSocket, calls: Caller, *, me: str, turn_max_s: float
+    ) -> None:
+        """`turn_max_s`: the loop turns at least this often, also when a node is alone and has nothing to say."""
         self._env = env
+        self._turn_max_s = turn_max_s
         self._gossip = gossip
         self._socket = socket
         self._calls = calls
@@ -89,7 +93,7 @@ class GossipLoop:
 
     async def _wait(self) -> None:
         pause_s = self._gossip.next_deadline() - self._env.clock.monotonic()
-        with trio.move_on_after(max(0.0, pause_s)):
+        with trio.move_on_after(min(max(0.0, pause_s), self._turn_max_s)):
             await self._socket.wait_readable()
 
     def _drain(self) -> bool:

@@ -11,8 +11,8 @@ from functools import partial
 
 import msgspec
 import trio
-from mesh.bundles import Bundle, open_bundle
 
+from mesh.bundles import Bundle, open_bundle
 from mesh.effective import EffectiveState
 from mesh.effects import MemberChanged, RumorReceived
 from mesh.errors import RecordError, RelayMeshError
@@ -46,6 +46,8 @@ BUNDLES_WAITING_MAX = 1024
 """Received bundles that wait for the store. Beyond that they are dropped: the next pull brings their rows."""
 VERIFY_EVERY_S = 600.0
 HAND_BACK_S = 3.0
+GATE_LOOKS = 4
+"""The gate is looked at this often in a dead time: only a process that was stopped can miss all of them."""
 STOP_GRACE_S = 5.0
 LEAVE_S = 2.0
 
@@ -149,7 +151,9 @@ class Node:
             ),
         )
         self.gossip.set_vector_digest(self.store.vector.digest())
-        self.loop = GossipLoop(env, self.gossip, socket, self.calls, me=spec.node_id)
+        self.loop = GossipLoop(
+            env, self.gossip, socket, self.calls, me=spec.node_id, turn_max_s=dead_time_s / GATE_LOOKS
+        )
         queue = WorkQueue(spec.node_id, self.offer)
         limits = RunLimits(
             slots=spec.slots,
@@ -411,6 +415,8 @@ def _tuned(profile: Profile, settings: Settings) -> Profile:
     }
     if settings.suspect_after_ms is not None:
         changes["suspect_after_s"] = settings.suspect_after_ms / 1000
+    if settings.gossip_packet_ttl is not None:
+        changes["hop_ttl_override"] = settings.gossip_packet_ttl
     if settings.dead_after_ms is not None:
         changes["dead_after_s_override"] = settings.dead_after_ms / 1000
     return dataclasses.replace(profile, **changes)  # type: ignore[arg-type]  # names and kinds are the fields above

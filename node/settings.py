@@ -63,7 +63,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_camel):
     """Most retries made due in one pass."""
 
     gossip_fanout: Annotated[int, Meta(ge=1, le=32)] = 3
-    gossip_packet_ttl: Annotated[int, Meta(ge=1, le=64)] = 8
+    gossip_packet_ttl: Annotated[int, Meta(ge=1, le=64)] | None = None
+    """Hops that a rumor may take; unset, 8, and 12 above 300 members."""
     gossip_sync_sample_size: Annotated[int, Meta(ge=1, le=1_024)] = 32
     gossip_dedup_window_ms: Annotated[int, Meta(ge=1_000, le=3_600_000)] = 60_000
     gossip_dedup_max_entries: Annotated[int, Meta(ge=64, le=1_048_576)] = 4_096

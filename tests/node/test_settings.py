@@ -41,7 +41,7 @@ def test_an_absent_file_means_the_documented_defaults(path):
     assert settings == Settings()
     assert (settings.lease_timeout_ms, settings.suspect_after_ms, settings.dead_after_ms) == (None, None, None)
     assert (settings.submit_rate_limit_per_min, settings.max_ingress_queue_depth) == (0, 1_000_000)
-    assert (settings.gossip_packet_ttl, settings.gossip_fanout) == (8, 3)
+    assert (settings.gossip_packet_ttl, settings.gossip_fanout) == (None, 3)
 
 
 def test_every_key_of_the_contract_exists_under_its_old_name():
