@@ -613,5 +613,5 @@ def describe_tie(before: Row, after: Row) -> dict[str, Any]:
     )
     for name, value in parts:
         if value(before) != value(after):
-            return {"decidedBy": name, "loser": value(before), "winner": value(after)}
-    return {"decidedBy": "origin", "loser": before.seq, "winner": after.seq}
+            return {"decidedBy": name, "loserValue": value(before), "winnerValue": value(after)}
+    return {"decidedBy": "origin", "loserValue": before.seq, "winnerValue": after.seq}
