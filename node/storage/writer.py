@@ -128,7 +128,7 @@ class Writer:
         if connection.execute("SELECT value FROM meta WHERE name = ?", (_META_CLEAN,)).get != b"1":
             problem = connection.execute("PRAGMA quick_check(1)").get
             if problem != "ok":
-                raise ConfigError(unusable(self._path, str(problem)))
+                raise ConfigError(unusable(self._path, str(problem).splitlines()[-1]))
 
     def _settle(self, kernel_boot_id: str) -> VersionVector:
         # Who are we? The same as last time, unless the database may have forgotten what it once told others.
