@@ -1,7 +1,7 @@
 """Names and numbers that identify things, and how they are derived and parsed.
 
-A node has a human `NodeId`. On the wire it travels as `node_tag`, sixteen hashed bytes. A `Life` orders the lives of one
-node id: the number of its enrolment, then the count of its starts; it never depends on a clock.
+A node has a human `NodeId`. On the wire it travels as `node_tag`, sixteen hashed bytes. A `Life` orders the lives of
+one node id: the number of its enrolment, then the count of its starts; it never depends on a clock.
 """
 
 from __future__ import annotations

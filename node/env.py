@@ -62,7 +62,7 @@ class DatagramSocket(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PeerIdentity:
-    """Who is at the other end of a stream, proven by a certificate of the mesh's CA (or by the local socket's owner)."""
+    """Who is at the other end of a stream: proven by a certificate of the mesh's CA, or by the local socket's owner."""
 
     role: str
     """`node`, `operator` or `local`."""
@@ -186,7 +186,7 @@ class Outcome:
     """How an attempt ended."""
 
     kind: str
-    """`success`, `failed` (the handler said so), `timeout`, `crashed` (its process died), `rejected` (never retried)."""
+    """`success`, `failed` (the handler said so), `timeout`, `crashed` (its process died), `rejected` (not retried)."""
     result: bytes = b""
     error: str = ""
     log: str = ""

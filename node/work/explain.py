@@ -45,6 +45,7 @@ def explain_step(step: Row, siblings: Sequence[Row], history: Sequence[Row], sit
         key=lambda row: (row.hlc, row.key),
     )
     timeline: list[dict[str, Any]] = [{"atMs": step.integer("created_hlc") >> 16, "text": "submitted"}]
+    timeline += [line for row in events if (line := _earlier_claim(row)) is not None]
     timeline += [{"atMs": row.hlc >> 16, "text": tell(row)} for row in events]
     timeline += _current_lease(step)
     timeline.sort(key=lambda item: int(item["atMs"]))
@@ -56,6 +57,15 @@ def explain_step(step: Row, siblings: Sequence[Row], history: Sequence[Row], sit
         "summary": summarise(step, by_name, events, situation),
         "timeline": timeline,
     }
+
+
+def _earlier_claim(row: Row) -> dict[str, Any] | None:
+    """When the owner that was taken over from had begun its run: nobody else wrote that down."""
+    detail = json.loads(row.text("detail") or "{}")
+    if row.text("action") != Action.TAKEN_OVER or detail.get("was") != Status.RUNNING:
+        return None
+    lease = Fence.decode(row.text("fence"))
+    return {"atMs": detail["claimedAtMs"], "text": f"{row.text('from_node')} ran it under epoch {lease.lease_epoch}"}
 
 
 def _current_lease(step: Row) -> list[dict[str, Any]]:
