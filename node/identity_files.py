@@ -178,6 +178,8 @@ def enroll(mesh_dir: Path, *, node_id: str | None = None, operator: str | None =
     if node_id is not None and operator is None:
         enrolment = _issue(mesh_dir, "node", node_id)
     elif operator is not None and node_id is None:
+        if not operator.isprintable():  # it is shown in logs; and what is not even text cannot be encoded
+            raise ConfigError(f"an operator's name has printable characters only, not {operator[:64]!r}")
         enrolment = _issue(mesh_dir, "operator", operator)
     else:
         raise ConfigError("give either --node-id or --operator")

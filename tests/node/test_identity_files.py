@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import ssl
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mesh.errors import ConfigError, ConflictError
-from mesh.identity import Authority, verify
-from node import durable_files
+from mesh.identity import Authority, Certificate, issue, verify
+from node import durable_files, identity_files
 from node.identity_files import (
     FILE_BYTES_MAX,
     IDENTITY_FILE,
@@ -180,6 +183,8 @@ def test_enrolling_never_overwrites_and_then_takes_no_number(mesh_dir, tmp_path)
         ({"node_id": "x" * 33}, "node id"),
         ({"operator": ""}, "operator's name"),
         ({"operator": "x" * 65}, "operator's name"),
+        ({"operator": "a\nb"}, "operator's name"),
+        ({"operator": "\udcff"}, "operator's name"),
         ({}, "either --node-id or --operator"),
         ({"node_id": "a", "operator": "b"}, "either --node-id or --operator"),
     ],
@@ -258,10 +263,6 @@ def test_any_bytes_are_read_or_refused_with_a_config_error(tmp_path, data):
 
 def edited(data: bytes, changes: dict[str, object]) -> bytes:
     """A file whose checksum is right again, as somebody would make it who means harm."""
-    import msgspec
-
-    from node import identity_files
-
     file = msgspec.json.decode(data, type=identity_files._EnrolmentFile)
     file = msgspec.structs.replace(file, **changes)
     return msgspec.json.encode(msgspec.structs.replace(file, checksum=identity_files._checksum(file)))
@@ -271,10 +272,6 @@ def edited(data: bytes, changes: dict[str, object]) -> bytes:
     "field", ["certificate", "private_key", "tls_certificate", "ca_certificate", "cluster", "name", "enrolment", "role"]
 )
 def test_parts_of_two_enrolments_never_make_a_third(mesh_dir, other_mesh_dir, tmp_path, enrolment_bytes, field):
-    import msgspec
-
-    from node import identity_files
-
     directory = other_mesh_dir if field in ("ca_certificate", "cluster") else mesh_dir
     person = {"operator": "node-f"} if field == "role" else {"node_id": "node-g" if field == "name" else "node-f"}
     enroll(directory, out=tmp_path / "other.json", **person)
@@ -285,6 +282,34 @@ def test_parts_of_two_enrolments_never_make_a_third(mesh_dir, other_mesh_dir, tm
     assert edited(enrolment_bytes, {field: getattr(other, field)}) != edited(enrolment_bytes, {})
     with pytest.raises(ConfigError, match="does not hold"):
         read_enrolment(mixed)
+
+
+def test_a_certificate_of_another_authority_is_refused(tmp_path, enrolment_bytes):
+    file = msgspec.json.decode(enrolment_bytes, type=identity_files._EnrolmentFile)
+    certificate = msgspec.msgpack.decode(file.certificate, type=Certificate)
+    forged = issue(
+        Ed25519PrivateKey.generate(),
+        cluster=certificate.cluster,
+        role=certificate.role,
+        name=certificate.name,
+        enrolment=certificate.enrolment,
+        public_key=certificate.public_key,
+    )
+    path = tmp_path / "forged.json"
+    path.touch(mode=0o600)
+    path.write_bytes(edited(enrolment_bytes, {"certificate": msgspec.msgpack.encode(forged)}))
+    with pytest.raises(ConfigError, match="forged"):
+        read_enrolment(path)
+
+
+def test_a_changed_ring_key_is_noticed(tmp_path, enrolment_bytes):
+    content = json.loads(enrolment_bytes)
+    content["keys"][0]["secret"] = base64.b64encode(bytes(32)).decode()
+    path = tmp_path / "altered.json"
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="altered or damaged"):
+        read_enrolment(path)
 
 
 def test_an_enrolment_without_a_primary_key_is_refused(tmp_path, enrolment_bytes):

@@ -286,7 +286,7 @@ async def test_connections_up_to_the_limit_are_served_and_the_operator_keeps_his
 
 async def test_a_long_handler_ticks_and_is_waited_for(autojump_clock):
     async def slow(peer, body, send):
-        await trio.sleep(3600)
+        await trio.sleep(900)
         return b"at last"
 
     async with running({"slow": Verb(slow)}) as (net, pool):
@@ -305,6 +305,23 @@ async def test_a_silent_peer_is_given_up_and_not_asked_again(autojump_clock):
         with pytest.raises(UnavailableError, match="sent no byte for 10 s"):
             await pool.call(ADDRESS, "slow", b"")
         assert trio.current_time() - begun == pytest.approx(10)
+        assert len(net.opened) == 1
+
+
+async def test_silence_on_a_kept_connection_is_no_reason_to_ask_twice(autojump_clock):
+    asked = []
+
+    async def stuck_the_second_time(peer, body, send):
+        asked.append(body)
+        if len(asked) == 2:
+            await trio.sleep_forever()
+        return body
+
+    async with running({"stuck": Verb(stuck_the_second_time)}, tick_s=99) as (net, pool):
+        await pool.call(ADDRESS, "stuck", b"")
+        with pytest.raises(UnavailableError, match="sent no byte for 10 s"):
+            await pool.call(ADDRESS, "stuck", b"")
+        assert len(asked) == 2
         assert len(net.opened) == 1
 
 
