@@ -29,12 +29,15 @@ KILL_PATIENCE_S = 10.0
 OOM_SCORE_ADJ = 500
 """Of 1000. When memory ends the kernel picks an agent before the node, which keeps the default of 0."""
 
+SPAWNER_DIED = signal.SIGUSR1
+"""Not SIGTERM, which a service manager sends to all processes of a service: the node decides what ends when."""
+
 ERROR_CHARS_MAX = 200
 """Keeps a report to one small packet."""
 
 
 def report(control: socket.socket, *, status: int = 0, error: str = "", survivors: int = 0) -> None:
-    """Tell the node how it ended: the wait status, or why it could not start, and how many processes outlived the kill."""
+    """Tell the node how it ended: the wait status, or why it could not start, and how many outlived the kill."""
     message = json.dumps({"status": status, "error": error[:ERROR_CHARS_MAX], "survivors": survivors})
     with contextlib.suppress(
         BrokenPipeError, ConnectionResetError
@@ -47,7 +50,7 @@ def run_guard(request: dict[str, Any], control: socket.socket, descriptors: list
     guard = _Guard(control, float(request["grace_s"]))
     try:
         become_subreaper()
-        die_with_parent(signal.SIGTERM, parent_pid)  # not SIGKILL: a guard without a spawner still clears its tree away
+        die_with_parent(SPAWNER_DIED, parent_pid)  # a guard without a spawner still clears its tree away
         guard.start(request, descriptors)
     except OSError as error:
         report(control, error=error.strerror or str(error))
@@ -56,7 +59,10 @@ def run_guard(request: dict[str, Any], control: socket.socket, descriptors: list
         os.close(descriptor)  # or the node would never see the end of the command's output
     guard.wait_for_end()
     survivors = kill_descendants(KILL_PATIENCE_S, guard.reaped)
-    report(control, status=guard.status or 0, survivors=survivors)
+    if guard.status is None:
+        report(control, error="it could not be killed", survivors=survivors)
+    else:
+        report(control, status=guard.status, survivors=survivors)
     os._exit(0)
 
 
@@ -74,7 +80,7 @@ class _Guard:
         wakeup_end.setblocking(False)
         self._wakeup_end = wakeup_end
         signal.set_wakeup_fd(wakeup_end.fileno(), warn_on_full_buffer=False)
-        for signum in (signal.SIGCHLD, signal.SIGTERM):
+        for signum in (signal.SIGCHLD, SPAWNER_DIED):
             signal.signal(signum, lambda _signum, _frame: None)  # the wakeup socket carries the news
 
     def start(self, request: dict[str, Any], descriptors: list[int]) -> None:
@@ -106,8 +112,8 @@ class _Guard:
                 return
             patience_ms = None if self._kill_at is None else max(0.0, self._kill_at - time.monotonic()) * 1000 + 1
             ready = dict(poll.poll(patience_ms))
-            if self._wakeup.fileno() in ready and signal.SIGTERM in self._wakeup.recv(4096):
-                return  # the spawner died
+            if self._wakeup.fileno() in ready and SPAWNER_DIED in self._wakeup.recv(4096):
+                return
             if self._control.fileno() in ready:
                 order = self._control.recv(1)
                 if order != TERMINATE:

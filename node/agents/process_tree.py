@@ -38,7 +38,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def descendants(spared: Collection[int] = ()) -> Iterator[int]:
-    """Live processes below this one, parents before children unless pids wrapped around; each as soon as it is found.
+    """The processes below this one, parents before children unless pids wrapped around; each as soon as it is found.
 
     The list of processes is read while it is used, so one that is forked during the walk, at a higher pid, is met as
     well. Neither the `spared` children nor anything below them is given.
@@ -48,21 +48,20 @@ def descendants(spared: Collection[int] = ()) -> Iterator[int]:
         for entry in entries:
             if not entry.name.isdigit():
                 continue
-            parent_and_state = _parent_and_state(entry.name)
-            if parent_and_state and parent_and_state[0] in tree and int(entry.name) not in spared:
-                tree.add(int(entry.name))
-                if parent_and_state[1] not in "ZX":
-                    yield int(entry.name)
+            pid = int(entry.name)
+            if _parent(pid) in tree and pid not in spared:
+                # Zombies too: one whose first thread ended may go on in the others.
+                tree.add(pid)
+                yield pid
 
 
-def _parent_and_state(pid: str) -> tuple[int, str] | None:
-    """(parent's pid, state letter), or None when the process is gone. The name before them may hold any byte, even `)`."""
+def _parent(pid: int) -> int:
+    """The parent's pid; 0, which no process here has, when the process is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
-            state, parent = stat.read().rpartition(b")")[2].split()[:2]
+            return int(stat.read().rpartition(b")")[2].split()[1])  # the name in brackets may hold any byte, even ")"
     except (FileNotFoundError, ProcessLookupError):
-        return None
-    return int(parent), state.decode()
+        return 0
 
 
 def kill_descendants(patience_s: float, reaped: Callable[[int, int], None], spared: Collection[int] = ()) -> int:

@@ -82,13 +82,10 @@ class GuardedProcess:
             await trio.lowlevel.wait_readable(self._control)
             try:
                 packet = self._control.recv(REPORT_BYTES_MAX)
-            except BlockingIOError:
+            except (BlockingIOError, ConnectionResetError):
+                # A reset says that the guard ended without reading our last order; its report may still be waiting.
                 continue
-            except ConnectionResetError:
-                packet = b""
-            self._ended = (
-                ExitStatus(**json.loads(packet)) if packet else ExitStatus(error="its guard process was killed")
-            )
+            self._ended = ExitStatus(**json.loads(packet)) if packet else ExitStatus(error="its guard was killed")
             self._control.close()
         return self._ended
 

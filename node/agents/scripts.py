@@ -96,8 +96,8 @@ def _script(file: Path, index: int, entry: _Entry, root: Path) -> ScriptAgent:
 
 
 def _resolve(word: str, root: Path) -> str:
-    path = root / word
-    return str(path) if word and not os.path.isabs(word) and path.exists() else word
+    path = os.path.join(root, word)
+    return path if word and os.path.exists(path) else word
 
 
 class ScriptRunner:

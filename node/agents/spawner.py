@@ -8,6 +8,7 @@ only, one thread.
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import select
@@ -64,9 +65,7 @@ class Spawner:
 
     def _serve_one(self) -> bool:
         """Read one request and fork its guard; False at the end of the socket."""
-        packet, descriptors, _, _ = socket.recv_fds(
-            self._requests, REQUEST_BYTES_MAX, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC
-        )
+        packet, descriptors = _receive(self._requests)
         if not packet:
             return False
         control = socket.socket(fileno=descriptors[0])
@@ -103,3 +102,14 @@ class Spawner:
         if status != 0:
             # Somebody killed the guard, so its command's tree is now ours to clear away.
             kill_descendants(KILL_PATIENCE_S, lambda child, _status: self._guards.discard(child), spared=self._guards)
+
+
+def _receive(requests: socket.socket) -> tuple[bytes, list[int]]:
+    """One packet and the descriptors that came with it, which no command inherits by accident."""
+    # Not socket.recv_fds: it takes flags but does not pass them on, and MSG_CMSG_CLOEXEC is what counts here.
+    received = array.array("i")
+    room = socket.CMSG_LEN(DESCRIPTORS_MAX * received.itemsize)
+    packet, ancillary, _, _ = requests.recvmsg(REQUEST_BYTES_MAX, room, socket.MSG_CMSG_CLOEXEC)
+    for _, _, content in ancillary:
+        received.frombytes(content)
+    return packet, list(received)
