@@ -22,7 +22,8 @@ PEERS_MAX = 16
 # leave the same state however often they run.
 _REPEATABLE = (
     *("submit", "submit-workflow", "task", "tasks", "workflow", "result", "wait", "cancel", "explain", "logs"),
-    *("agents", "members", "mesh-summary", "health", "stats", "ownership-events", "lease-conflicts", "cluster-state"),
+    *("agents", "members", "mesh-summary", "health", "stats", "metrics"),
+    *("ownership-events", "lease-conflicts", "cluster-state"),
 )
 
 

@@ -77,6 +77,16 @@ def _health(session: Session) -> int:
     return EXIT_OK if answer.get("ok") else EXIT_NEGATIVE
 
 
+def _metrics(session: Session) -> int:
+    """Print its metrics in Prometheus' text format."""
+    answer = session.ask("metrics")
+    if session.json:
+        session.show(answer)
+    else:
+        print(answer["text"], end="")
+    return EXIT_OK
+
+
 def _stats(session: Session) -> int:
     """Show the counters of the asked node."""
     session.show(session.ask("stats"))
@@ -146,6 +156,7 @@ _COMMANDS: dict[str, Command] = {
     "agents": _agents,
     "health": _health,
     "stats": _stats,
+    "metrics": _metrics,
     "ownership-events": _ownership_events,
     "lease-conflicts": _lease_conflicts,
     "cluster-state": _cluster_state,

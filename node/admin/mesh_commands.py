@@ -35,6 +35,7 @@ class MeshCommands:
             "mesh-summary": self._mesh_summary,
             "health": self._health,
             "stats": self._stats,
+            "metrics": self._metrics,
             "ownership-events": self._ownership_events,
             "lease-conflicts": self._lease_conflicts,
             "cluster-state": self._cluster_state,
@@ -192,6 +193,12 @@ class MeshCommands:
             "store": dict(node.store.counters()),
             "generatedAtMs": self._now_ms(),
         }
+
+    async def _metrics(self, args: Arguments) -> dict[str, Any]:
+        """Prometheus' text format; a scrape endpoint serves the same."""
+        from node import metrics
+
+        return {"text": await metrics.render(self._node)}
 
     async def _version(self, args: Arguments) -> dict[str, Any]:
         node = self._node

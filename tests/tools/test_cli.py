@@ -135,7 +135,8 @@ COMMANDS = (
         "explain",
         "logs",
     ),
-    *("agents", "members", "mesh-summary", "health", "stats", "ownership-events", "lease-conflicts", "cluster-state"),
+    *("agents", "members", "mesh-summary", "health", "stats", "metrics"),
+    *("ownership-events", "lease-conflicts", "cluster-state"),
     *("cluster-epoch-bump", "mesh-recover", "maintenance", "version", "demo"),
 )
 

@@ -1,0 +1,129 @@
+"""This node's Prometheus metrics, under the names of the contract, with their true types.
+
+Nothing is counted twice: the parts of a node keep their own counters, and this collector reads them when it is asked.
+Each node has a registry of its own, so that many nodes fit into one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from mesh.membership import Status
+from node.node import Node
+from node.storage.reader import Reader
+from node.work import transitions
+from node.work.history import CONFLICTS
+from node.work.tables import PRIORITIES
+
+StoredCounts = Mapping[str, Mapping[str, int]]
+
+
+async def render(node: Node) -> str:
+    """The metrics in Prometheus' text format."""
+    stored = await node.store.read(_count_stored)
+    registry = CollectorRegistry()
+    registry.register(_NodeCollector(node, stored))
+    return generate_latest(registry).decode()
+
+
+def _count_stored(reader: Reader) -> StoredCounts:
+    steps = reader.sql("SELECT status, count(*) FROM steps WHERE deleted = 0 GROUP BY status")
+    queue = reader.sql("SELECT priority, count(*) FROM queue GROUP BY priority")
+    marks = ",".join("?" * len(CONFLICTS))
+    conflicts = reader.sql(
+        f"SELECT action, count(*) FROM history WHERE action IN ({marks}) GROUP BY action",
+        [action.value for action in CONFLICTS],
+    )
+    return {
+        "steps": {str(status): int(count) for status, count in steps},
+        "queue": {PRIORITIES[int(priority)]: int(count) for priority, count in queue},
+        "conflicts": {str(action): int(count) for action, count in conflicts},
+        "epoch": {"": transitions.cluster_epoch(reader)},
+    }
+
+
+class _NodeCollector(Collector):
+    """One reading of one node."""
+
+    def __init__(self, node: Node, stored: StoredCounts) -> None:
+        self._node = node
+        self._stored = stored
+
+    def collect(self) -> Iterable[Metric]:
+        """All families, in a fixed order."""
+        yield from self._membership()
+        yield from self._work()
+        yield from self._gossip()
+        yield from self._replication()
+
+    def _membership(self) -> Iterable[Metric]:
+        members = self._node.gossip.members.all()
+        counts = {status.value.lower(): sum(m.status is status for m in members) for status in Status}
+        yield _by("relaymesh_mesh_nodes_total", "Members by protocol status", "status", counts)
+        yield GaugeMetricFamily("relaymesh_mesh_nodes_total_all", "Members ever seen", len(members))
+        yield GaugeMetricFamily(
+            "relaymesh_reclaim_frozen",
+            "1 while a mass failure stops take-overs",
+            int(not self._node.loop.may_reclaim()),
+        )
+
+    def _work(self) -> Iterable[Metric]:
+        node = self._node
+        yield _by("relaymesh_steps_total", "Steps in this replica by status", "status", self._stored["steps"])
+        yield _by("relaymesh_inbox_depth", "Runnable or delayed steps owned here", "priority", self._stored["queue"])
+        yield GaugeMetricFamily("relaymesh_running_steps", "Steps running here now", len(node.runtime.running()))
+        yield GaugeMetricFamily("relaymesh_cluster_epoch", "Cluster epoch as known here", self._stored["epoch"][""])
+        attempts = CounterMetricFamily("relaymesh_attempts", "Ended attempts by outcome", labels=["outcome"])
+        for outcome, count in sorted(node.runtime.finished.items()):
+            attempts.add_metric([outcome], count)
+        yield attempts
+        yield CounterMetricFamily(
+            "relaymesh_dead_owner_reclaimed", "Steps taken over from owners that were gone", node.ownership.taken_total
+        )
+        yield CounterMetricFamily(
+            "relaymesh_steps_handed_over", "Steps given to peers", node.ownership.handed_over_total
+        )
+        yield CounterMetricFamily(
+            "relaymesh_gate_pauses", "Pauses of this process that shut the gate", node.gate.pauses
+        )
+        yield _by(
+            "relaymesh_lease_conflicts",
+            "Superseded and aborted runs in this replica",
+            "event_type",
+            self._stored["conflicts"],
+        )
+
+    def _gossip(self) -> Iterable[Metric]:
+        loop = self._node.loop
+        refused = CounterMetricFamily("relaymesh_datagrams_refused", "Datagrams dropped by reason", labels=["reason"])
+        for reason, count in sorted(loop.refused.items()):
+            refused.add_metric([reason], count)
+        yield refused
+        yield CounterMetricFamily("relaymesh_datagrams_sent", "Datagrams sent", loop.sent_total)
+        yield CounterMetricFamily("relaymesh_datagrams_received", "Datagrams received", loop.received_total)
+
+    def _replication(self) -> Iterable[Metric]:
+        node = self._node
+        yield CounterMetricFamily("relaymesh_replication_pulls", "Pulls finished", node.puller.pulls_total)
+        yield CounterMetricFamily("relaymesh_replication_pull_failures", "Pulls failed", node.puller.failures_total)
+        yield CounterMetricFamily("relaymesh_replication_rows_pulled", "Rows pulled", node.puller.rows_total)
+        yield CounterMetricFamily("relaymesh_bundles_sent", "Row bundles pushed", node.push.bundles_total)
+        yield CounterMetricFamily("relaymesh_bundles_dropped", "Row bundles refused or dropped", node.bundles_dropped)
+        divergence = sum(result.differing_ranges for result in node.verified.values())
+        yield GaugeMetricFamily("relaymesh_divergence", "Differing ranges at the last comparisons", divergence)
+        yield GaugeMetricFamily("relaymesh_store_failed", "1 while commits fail", int(node.store.failed))
+        store = CounterMetricFamily("relaymesh_store_events", "What the store counted", labels=["event"])
+        for event, count in sorted(node.store.counters().items()):
+            store.add_metric([event], count)
+        yield store
+
+
+def _by(name: str, documentation: str, label: str, counts: Mapping[str, int]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, documentation, labels=[label])
+    for value, count in sorted(counts.items()):
+        family.add_metric([value], count)
+    return family
