@@ -33,6 +33,7 @@ from mesh.messages import (
 )
 from mesh.outbox import ANYONE, Outbox
 from mesh.own_record import OwnRecord
+from mesh.records import MemberRecord
 from mesh.redial import Call, Redial
 from mesh.relayed_probes import RelayedProbes
 from mesh.sealing import PACKET_OVERHEAD_BYTES, SealedPacket, receiver_tag
@@ -98,6 +99,11 @@ class Conversation:
         """Begin an anti-entropy exchange."""
         self._outbox.send(member, [self._digest(BODY_SPACE_BYTES)])
 
+    def correct(self, stale: MemberRecord, known: Member) -> None:
+        """Show a caller the record of its own later life, with ours so that it knows who speaks."""
+        items = [SignedRecord(self._own.current.raw), SignedRecord(known.record)]
+        self._outbox.seal(stale.address, receiver_tag(stale.tag, stale.life), codec.encode(items))
+
     def say_goodbye(self, members: Sequence[Member]) -> None:
         """Send our LEFT record to these members, and wait for their answers."""
         for member in members:
@@ -141,14 +147,14 @@ class Conversation:
         items: list[Item] = [Ack(ping.nonce, self._vectors.own if ping.vector else b"")]
         if sender.status in (Status.SUSPECT, Status.DEAD):
             items.append(self._verdicts.evidence(sender))
+        if sender.process != packet.process:
+            items.insert(1, SignedRecord(sender.record))  # a clone must see whose record won
         if packet.receiver != ANYONE:
             self._outbox.seal(reply_to, receiver, codec.encode(items))
             return
         # The source of a call is not proven to be the caller, so the answer must not be larger than the call but for
         # our own record: otherwise we could be used to flood somebody else.
         items.insert(0, SignedRecord(self._own.current.raw))
-        if sender.process != packet.process:
-            items.insert(2, SignedRecord(sender.record))  # a clone must see whose record won
         space = size - PACKET_OVERHEAD_BYTES + len(codec.encode_item(items[0]))
         encoded, left = _fitting(items, min(BODY_SPACE_BYTES, space))
         if left >= digests.DIGEST_OVERHEAD_BYTES + digests.ENTRY_BYTES:

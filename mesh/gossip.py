@@ -23,18 +23,19 @@ from mesh.errors import LimitError, PacketError
 from mesh.identity import Authority, Identity
 from mesh.ids import Address
 from mesh.local_health import LocalHealth
-from mesh.membership import Membership, Status
+from mesh.membership import Member, Membership, Status
 from mesh.messages import (
     DIGEST_VECTOR_BYTES,
     PUBLISH_BYTES_MAX,
     TOPIC_MAX,
+    Item,
     Nack,
     Ping,
     PingRequest,
     Reason,
     SignedRecord,
 )
-from mesh.outbox import Outbox
+from mesh.outbox import ANYONE, Outbox
 from mesh.own_record import OwnRecord
 from mesh.profiles import Profile
 from mesh.records import RecordVerifier
@@ -164,7 +165,7 @@ class Gossip:
         """Take in one datagram. Whatever the bytes are, nothing is raised."""
         self._enter(now)
         try:
-            self._receive(self._sealer.open(data), len(data), now)
+            self._receive(self._sealer.open(data), len(data), source, now)
         except PacketError as error:
             self._outbox.emit(PacketRefused(error.reason, source))
         return self._outbox.take()
@@ -340,18 +341,19 @@ class Gossip:
 
     # --- Packets ----------------------------------------------------------------------------------------------------
 
-    def _receive(self, packet: SealedPacket, size: int, now: float) -> None:
-        if packet.receiver not in (0, self._receiver_tag):
+    def _receive(self, packet: SealedPacket, size: int, source: Address, now: float) -> None:
+        if packet.receiver not in (ANYONE, self._receiver_tag):
             raise PacketError("wrong-receiver")
-        member = self.members.by_tag(packet.sender)
-        if member is not None and packet.life < member.life:
-            raise PacketError("stale-life")
         if packet.sender == self._tag and packet.life == self._own.life and packet.process == self._process:
             self._receive_own(packet)
             return
         if not self._window.accept(packet.sender, packet.life, packet.process, packet.sequence):
             raise PacketError("replayed")
         items = codec.decode(packet.body)
+        known = self.members.by_tag(packet.sender)
+        if known is not None and packet.life < known.life:
+            self._correct_stale(items, packet, known)
+            raise PacketError("stale-life")
         # Records first: they may introduce the sender, and are believed whoever sent them.
         reply_to: Address | None = None
         for item in items:
@@ -363,8 +365,10 @@ class Gossip:
         if member is None or member.life != packet.life:
             raise PacketError("unknown-sender")
         member.last_heard = self._heard_at = now
+        # A clone's packets carry its twin's name, so the address of that name may not be where they came from.
+        address = member.address if packet.process == member.process else source
         for item in items:
-            self._conversation.hear(item, member, reply_to or member.address, packet, size, now)
+            self._conversation.hear(item, member, reply_to or address, packet, size, now)
 
     def _receive_own(self, packet: SealedPacket) -> None:
         """A packet of this very process: when it is a call, one of the seeds is ourselves."""
@@ -372,6 +376,14 @@ class Gossip:
             if isinstance(item, Ping) and self._redial.on_own_call(item.nonce):
                 return
         raise PacketError("self")
+
+    def _correct_stale(self, items: list[Item], packet: SealedPacket, known: Member) -> None:
+        """Tell a node that calls with an earlier life than its last (a restored disk) what the mesh knows of it."""
+        for item in items:
+            record = self._verdicts.verified(item.record) if isinstance(item, SignedRecord) else None
+            own_word = record is not None and record.tag == packet.sender and record.life == packet.life
+            if record is not None and own_word and packet.receiver == ANYONE:
+                self._conversation.correct(record, known)
 
     def _introduced(self, raw: bytes, packet: SealedPacket, now: float) -> Address | None:
         """Apply a record outside a rumor; the address to answer to when it is the sender's own."""

@@ -1,0 +1,580 @@
+"""Laws of whole meshes, each on virtual time."""
+
+import random
+
+import pytest
+
+from mesh import codec
+from mesh.effects import (
+    MemberChanged,
+    PacketRefused,
+    ProbeStream,
+    RumorReceived,
+    SelfConflict,
+    SendDatagram,
+    VectorDiffers,
+)
+from mesh.errors import LimitError
+from mesh.gossip import PUBLISH_BYTES_MAX, Gossip
+from mesh.ids import Address, make_life, node_tag
+from mesh.membership import Member, Status
+from mesh.messages import Claim, Digest, Item, Ping, Reason, Rumor, RumorKind, SignedRecord
+from mesh.profiles import LOCAL
+from mesh.sealing import Sealer, receiver_tag
+from tests.mesh.gossip_harness import Host, TestMesh, World, address_of
+
+ALIVE, SUSPECT, DEAD, LEFT = Status.ALIVE, Status.SUSPECT, Status.DEAD, Status.LEFT
+
+
+def member(host: Host, node_id: str) -> Member:
+    found = host.gossip.members.get(node_id)
+    assert found is not None
+    return found
+
+
+def changes(world: World, node_id: str) -> list[tuple[str, str | None, str]]:
+    return [(e.node_id, e.before, e.after) for e in world.effects(node_id, MemberChanged)]  # type: ignore[union-attr]
+
+
+def refusals(world: World, node_id: str) -> list[str]:
+    return [effect.reason for effect in world.effects(node_id, PacketRefused)]  # type: ignore[union-attr]
+
+
+class Forger:
+    """Somebody who stole the ring key and speaks in the name of a member."""
+
+    def __init__(self, world: World, as_node: str, *, life: int | None = None) -> None:
+        self.world = world
+        victim = world.hosts[as_node].gossip.members.own
+        self.sealer = Sealer(
+            ring=world.mesh.ring,
+            cluster=world.mesh.cluster,
+            sender=victim.tag,
+            life=victim.life if life is None else life,
+            process=victim.process,
+        )
+        self.sealer._counter = 2**30  # past everything that the true member has sent
+
+    def say(self, to: str, *items: Item) -> None:
+        target = self.world.hosts[to].gossip.members.own
+        data = self.sealer.seal(codec.encode(items), receiver_tag(target.tag, target.life))
+        self.world.deliver(to, data, Address("203.0.113.9", 9))
+
+
+# --- Joining ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "limit_s"), [(2, 0.5), (3, 0.5), (10, 1.0), (50, 3.0)])
+def test_nodes_started_together_know_each_other_soon(count: int, limit_s: float) -> None:
+    world = World(seed=count)
+    names = world.mesh_of(count, settle_s=0)
+    world.run_until(lambda: world.all_see(names, names, ALIVE), limit_s)
+
+
+def test_a_join_is_told_once_with_nothing_before_it() -> None:
+    world = World()
+    names = world.mesh_of(3)
+    for name in names:
+        others = sorted(other for other in names if other != name)
+        assert sorted(changes(world, name)) == [(other, None, "ALIVE") for other in others]
+
+
+def test_a_late_joiner_learns_all_members_from_one_seed() -> None:
+    world = World()
+    names = world.mesh_of(12)
+    world.add("late", seeds=names[5:6])
+    world.run_until(lambda: world.all_see([*names, "late"], [*names, "late"], ALIVE), 2.0)
+
+
+def test_joining_succeeds_through_heavy_loss() -> None:
+    world = World(seed=4, loss=0.3)
+    names = world.mesh_of(6, settle_s=0)
+    world.run_until(lambda: world.all_see(names, names, ALIVE), 10.0)
+
+
+def test_a_seed_that_starts_later_is_found_within_a_redial_period() -> None:
+    world = World()
+    world.add("a", seeds=["b"])
+    world.run(20.0)
+    world.add("b")
+    world.run_until(lambda: world.all_see("ab", "ab", ALIVE), LOCAL.redial_interval_s + 0.1)
+
+
+def test_our_own_address_among_the_seeds_is_called_once_under_another_name_and_never_again() -> None:
+    world = World()
+    host = world.add("a")
+    redial = Gossip(
+        identity=world.mesh.identity("b"),
+        ring=world.mesh.ring,
+        profile=LOCAL,
+        rng=random.Random(1),
+        entropy=random.Random(2).randbytes,
+        boot=1,
+        address=Address("127.0.0.2", 1),
+        rpc_address=Address("127.0.0.2", 2),
+        seeds=[Address("localhost", 1)],
+    )
+    (call,) = redial.start(0.0)
+    assert isinstance(call, SendDatagram)
+    assert redial.on_datagram(call.data, call.address, 0.1) == []
+    assert redial.next_deadline() == float("inf")
+    assert host.gossip.next_deadline() == float("inf")
+
+
+def test_members_remembered_from_an_earlier_run_are_found_without_seeds() -> None:
+    world = World()
+    names = world.mesh_of(3)
+    known = [m.record for m in world.hosts[names[0]].gossip.members.all()]
+    world.crash(names[0])
+    world.run(10.0)
+    world.add(names[0], known=known, boot=2)
+    world.run_until(lambda: world.all_see(names, names, ALIVE), 1.0)
+
+
+def test_remembered_members_that_are_gone_are_judged_by_the_normal_suspicion() -> None:
+    world = World()
+    names = world.mesh_of(3)
+    known = [m.record for m in world.hosts[names[0]].gossip.members.all()]
+    for name in names:
+        world.crash(name)
+    world.add(names[0], known=known, boot=2)
+    assert world.all_see(names[:1], names, ALIVE)
+    world.run(LOCAL.dead_after_s(3) - 0.1)
+    assert DEAD not in {world.status(names[0], name) for name in names[1:]}
+    world.run_until(lambda: world.all_see(names[:1], names, DEAD), 5.0)
+
+
+# --- Failing and returning --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "limit_s"), [(2, 4.0), (3, 4.6), (10, 8.0), (30, 10.0)])
+def test_a_crash_is_dead_everywhere_within_bounds_and_nobody_else_is_doubted(count: int, limit_s: float) -> None:
+    world = World(seed=count)
+    names = world.mesh_of(count)
+    *living, victim = names
+    world.crash(victim)
+    took = world.run_until(lambda: world.all_see(living, [victim], DEAD), limit_s)
+    assert took >= LOCAL.dead_after_s(count)
+    for name in living:
+        assert {who for who, before, _ in changes(world, name) if before is not None} == {victim}
+        verdict = world.effects(name, MemberChanged)[-1]
+        assert isinstance(verdict, MemberChanged)
+        assert verdict.accuser == name
+        assert member(world.hosts[name], victim).accusers
+
+
+def test_a_restart_beats_death_and_suspicion_at_once() -> None:
+    world = World()
+    names = world.mesh_of(4)
+    world.crash(names[3])
+    world.run_until(lambda: world.all_see(names[:3], names[3:], DEAD), 10.0)
+    world.restart(names[3], seeds=names[:1])
+    world.run_until(lambda: world.all_see(names, names, ALIVE), 1.0)
+    assert member(world.hosts[names[0]], names[3]).life == make_life(1, 2)
+    assert world.hosts[names[0]].gossip.effective.status(names[3], world.now) is DEAD
+
+
+def test_a_new_enrolment_beats_every_earlier_boot() -> None:
+    world = World()
+    names = world.mesh_of(3)
+    world.crash(names[2])
+    world.add(names[2], seeds=names[:1], boot=0, enrolment=2)
+    world.run(1.0)
+    assert member(world.hosts[names[0]], names[2]).life == make_life(2, 0)
+
+
+@pytest.mark.parametrize(("count", "side"), [(2, 1), (3, 1), (5, 2), (10, 3)])
+def test_both_sides_of_a_cut_hold_the_other_dead_and_agree_again_after_it(count: int, side: int) -> None:
+    world = World(seed=count)
+    names = world.mesh_of(count)
+    one, other = names[:side], names[side:]
+    world.cut(one, other)
+    world.run_until(lambda: world.all_see(one, other, DEAD) and world.all_see(other, one, DEAD), 40.0)
+    world.heal()
+    world.run_until(lambda: world.all_see(names, names, ALIVE), LOCAL.redial_interval_s + 2.0)
+    world.run(30.0)
+    assert world.all_see(names, names, ALIVE)
+
+
+def test_after_a_long_cut_members_do_not_suspect_each_other_on_hearsay() -> None:
+    world = World(seed=3)
+    names = world.mesh_of(10)
+    world.cut(names[:1], names[1:])
+    world.run(60.0)
+    world.heal()
+    healed_at = world.now
+    world.run(20.0)
+    doubted = [
+        effect
+        for name in names
+        for at, effect in world.hosts[name].log
+        if at > healed_at and isinstance(effect, MemberChanged) and effect.after == "SUSPECT"
+    ]
+    assert doubted == []
+
+
+def test_a_one_way_cut_with_helpers_kills_nobody() -> None:
+    world = World()
+    names = world.mesh_of(5)
+    world.streams = False
+    world.cuts.add((names[0], names[1]))
+    world.run(60.0)
+    assert not any("DEAD" in change for name in names for change in changes(world, name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", [True, False])
+def test_five_percent_loss_kills_nobody_in_five_minutes(streams: bool) -> None:
+    world = World(seed=5, loss=0.05)
+    names = world.mesh_of(10)
+    world.streams = streams
+    world.run(300.0)
+    assert world.all_see(names, names, ALIVE)
+    assert not any("DEAD" in change for name in names for change in changes(world, name))
+
+
+def test_udp_blocked_but_streams_open_raises_no_suspicion() -> None:
+    world = World()
+    names = world.mesh_of(3)
+    world.loss = 1.0
+    world.run(10.0)
+    assert all(before is None for name in names for _, before, _ in changes(world, name))
+    assert world.effects(names[0], ProbeStream)
+
+
+def test_a_paused_node_drains_its_socket_and_blames_nobody_for_its_own_pause() -> None:
+    world = World()
+    names = world.mesh_of(5)
+    world.pause(names[0], 10.0)
+    world.run(9.0)
+    assert world.all_see(names[1:], names[:1], DEAD)
+    world.run(8.0)
+    assert world.all_see(names, names, ALIVE)
+    assert all(before is None for _, before, _ in changes(world, names[0]))
+    statistics = world.hosts[names[0]].gossip.statistics()
+    assert statistics.stalls == 1
+    assert statistics.stall_s_longest == pytest.approx(10.0, abs=0.6)
+
+
+def test_a_mass_failure_freezes_verdicts_for_two_dead_times_and_then_continues() -> None:
+    world = World()
+    names = world.mesh_of(6)
+    survivor = names[0]
+    for name in names[1:]:
+        world.crash(name)
+    gossip = world.hosts[survivor].gossip
+    frozen_for = world.run_until(lambda: not gossip.may_reclaim(world.now), 30.0)
+    assert DEAD not in {world.status(survivor, name) for name in names[1:]}
+    world.run(2 * LOCAL.dead_after_s(6) - 0.2)
+    assert DEAD not in {world.status(survivor, name) for name in names[1:]}
+    assert frozen_for > 0
+    world.run_until(lambda: world.all_see([survivor], names, DEAD), 60.0)
+    assert gossip.may_reclaim(world.now)
+    assert gossip.statistics().freezes == 1
+
+
+def test_with_two_others_both_may_die_without_a_freeze() -> None:
+    world = World()
+    names = world.mesh_of(3)
+    for name in names[1:]:
+        world.crash(name)
+    world.run_until(lambda: world.all_see(names[:1], names, DEAD), 6.0)
+    assert world.hosts[names[0]].gossip.statistics().freezes == 0
+
+
+# --- Leaving ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_signed_leave_is_known_everywhere_and_does_not_end_as_death() -> None:
+    world = World()
+    names = world.mesh_of(5)
+    leaver = world.hosts[names[0]].gossip
+    assert not leaver.left_done(world.now)
+    world.carry_out(names[0], leaver.leave(world.now))
+    world.run_until(lambda: leaver.left_done(world.now), 2.0)
+    world.crash(names[0])
+    world.run_until(lambda: world.all_see(names[1:], names[:1], LEFT), 1.0)
+    world.run(30.0)
+    assert world.all_see(names[1:], names[:1], LEFT)
+    assert ("ALIVE", "LEFT") in {change[1:] for change in changes(world, names[1])}
+    world.restart(names[0], seeds=names[1:2])
+    world.run_until(lambda: world.all_see(names, names, ALIVE), 1.0)
+
+
+def test_leaving_ends_in_time_when_nobody_answers() -> None:
+    world = World()
+    names = world.mesh_of(3)
+    leaver = world.hosts[names[0]].gossip
+    world.cut(names[:1], names[1:])
+    world.carry_out(names[0], leaver.leave(world.now))
+    assert not leaver.left_done(world.now)
+    world.run_until(lambda: leaver.left_done(world.now), 3.0)
+
+
+def test_alone_a_leave_is_done_at_once() -> None:
+    world = World()
+    host = world.add("a")
+    host.gossip.leave(world.now)
+    assert host.gossip.left_done(world.now)
+
+
+# --- News -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "loss"), [(3, 0.0), (30, 0.2)])
+def test_a_published_topic_reaches_everyone_exactly_once(count: int, loss: float) -> None:
+    world = World(seed=count, loss=loss)
+    names = world.mesh_of(count)
+    payload = bytes(PUBLISH_BYTES_MAX)
+    world.carry_out(names[0], world.hosts[names[0]].gossip.publish(3, payload, world.now))
+    world.run(5.0)
+    for name in names[1:]:
+        (received,) = world.effects(name, RumorReceived)
+        assert isinstance(received, RumorReceived)
+        assert (received.topic, received.payload) == (3, payload)
+        assert received.via in names
+    assert world.effects(names[0], RumorReceived) == []
+
+
+def test_a_topic_with_a_subject_replaces_what_was_not_sent_yet() -> None:
+    world = World()
+    names = world.mesh_of(2)
+    gossip = world.hosts[names[0]].gossip
+    effects = [*gossip.publish(1, b"old", world.now, subject=b"s"), *gossip.publish(1, b"new", world.now, subject=b"s")]
+    world.carry_out(names[0], effects)
+    world.run(2.0)
+    assert [e.payload for e in world.effects(names[1], RumorReceived)] == [b"new"]  # type: ignore[union-attr]
+
+
+def test_one_byte_more_than_a_rumor_carries_is_refused() -> None:
+    host = World().add("a")
+    host.gossip.publish(1, bytes(PUBLISH_BYTES_MAX), 1_000.0)
+    with pytest.raises(LimitError):
+        host.gossip.publish(1, bytes(PUBLISH_BYTES_MAX + 1), 1_000.0)
+
+
+def test_without_news_there_are_no_gossip_ticks() -> None:
+    world = World()
+    names = world.mesh_of(3, settle_s=30.0)
+    before = sum(host.datagrams_sent for host in world.hosts.values())
+    world.run(60.0)
+    sent = sum(host.datagrams_sent for host in world.hosts.values()) - before
+    probes_and_answers = 2 * 60.0 / LOCAL.probe_interval_s
+    digests = 60.0 / LOCAL.sync_interval_s
+    assert sent <= len(names) * (probes_and_answers + digests) * 1.05
+    assert all(host.gossip.statistics().rumors_queued == 0 for host in world.hosts.values())
+
+
+def test_differing_replicas_are_noticed_through_probes_and_equal_ones_are_not() -> None:
+    world = World()
+    names = world.mesh_of(3)
+    for name in names:
+        world.hosts[name].gossip.set_vector_digest(b"same....")
+    world.run(10.0)
+    assert not any(world.effects(name, VectorDiffers) for name in names)
+    world.hosts[names[0]].gossip.set_vector_digest(b"other...")
+    world.run(3.0)
+    assert all(world.effects(name, VectorDiffers) for name in names)
+
+
+def test_a_hint_is_noticed_at_the_next_gossip_tick() -> None:
+    world = World()
+    names = world.mesh_of(3)
+    for name in names[1:]:
+        world.hosts[name].gossip.set_vector_digest(b"same....")
+    gossip = world.hosts[names[0]].gossip
+    gossip.set_vector_digest(b"new.....")
+    world.carry_out(names[0], [*gossip.hint(world.now), *gossip.hint(world.now)])
+    world.run(LOCAL.gossip_interval_s + 0.01)
+    for name in names[1:]:
+        assert world.effects(name, VectorDiffers)[:1] == [VectorDiffers(names[0])]
+
+
+def test_a_failed_store_shows_in_everyones_table() -> None:
+    world = World()
+    names = world.mesh_of(4)
+    world.carry_out(names[0], world.hosts[names[0]].gossip.set_store_failed(True, world.now))
+    world.run(1.0)
+    assert all(member(world.hosts[name], names[0]).store_failed for name in names)
+    assert world.hosts[names[0]].gossip.set_store_failed(True, world.now) == []
+
+
+# --- Refusing ---------------------------------------------------------------------------------------------------------
+
+
+def snapshot(host: Host) -> list[tuple[object, ...]]:
+    return [
+        (m.node_id, m.life, m.incarnation, m.status, m.address, m.record, m.last_heard)
+        for m in host.gossip.members.all()
+    ]
+
+
+def test_bad_datagrams_change_nothing_and_are_counted_by_reason() -> None:
+    world = World()
+    names = world.mesh_of(3)
+    world.wire = []
+    world.run(2.0)
+    real = next(data for _, to, data in world.wire if to == names[0])
+    other_mesh, host = TestMesh("other"), world.hosts[names[0]]
+    keys = {"ring": world.mesh.ring, "cluster": world.mesh.cluster}
+    sealers = {
+        "unknown-key": Sealer(**{**keys, "ring": other_mesh.ring}, sender=bytes(16), life=1, process=1),
+        "wrong-cluster": Sealer(**{**keys, "cluster": other_mesh.cluster}, sender=bytes(16), life=1, process=1),
+        "unknown-sender": Sealer(**keys, sender=bytes(16), life=1, process=1),
+    }
+    bad = {
+        "truncated": b"short",
+        "oversized": bytes(1_201),
+        "bad-mac": real[:-1] + bytes((real[-1] ^ 1,)),
+        "replayed": real,
+        **{reason: sealer.seal(codec.encode([]), 0) for reason, sealer in sealers.items()},
+        "wrong-receiver": sealers["unknown-sender"].seal(codec.encode([]), 1),
+        "malformed": sealers["unknown-sender"].seal(b"\xc1", 0),
+    }
+    before, deadline = snapshot(host), host.gossip.next_deadline()
+    for reason, data in bad.items():
+        assert host.gossip.on_datagram(data, Address("x", 1), world.now) == [PacketRefused(reason, Address("x", 1))]
+    assert snapshot(host) == before
+    assert host.gossip.next_deadline() == deadline
+
+
+def test_packets_of_an_earlier_life_are_refused_on_either_side() -> None:
+    world = World()
+    names = world.mesh_of(2)
+    world.wire = []
+    world.run(2.0)
+    to_old = [data for _, to, data in world.wire if to == names[1]]
+    late = Forger(world, names[1])
+    world.restart(names[1], seeds=names[:1])
+    world.run(2.0)
+    for data in to_old:
+        (refused,) = world.hosts[names[1]].gossip.on_datagram(data, Address("x", 1), world.now)
+        assert refused == PacketRefused("wrong-receiver", Address("x", 1))
+    late.say(names[0], Ping(1, b""))
+    assert refusals(world, names[0])[-1] == "stale-life"
+
+
+def test_everything_ever_sent_sent_again_changes_nothing() -> None:
+    world = World()
+    names = world.mesh_of(4)
+    world.wire = []
+    world.run(5.0)
+    before = {name: snapshot(world.hosts[name]) for name in names}
+    for _, to, data in list(world.wire):
+        effects = world.hosts[to].gossip.on_datagram(data, Address("x", 1), world.now)
+        assert all(isinstance(effect, PacketRefused) for effect in effects)
+    assert {name: snapshot(world.hosts[name]) for name in names} == before
+
+
+def test_a_stolen_ring_key_cannot_make_a_member_leave_or_move() -> None:
+    world = World()
+    names = world.mesh_of(3)
+    victim = member(world.hosts[names[0]], names[2])
+    envelope = bytearray(victim.record)
+    envelope[envelope.index(b"n002.test")] ^= 1  # another address under the same signature
+    forger = Forger(world, names[1])
+    world.carry_out(names[0], [])
+    before = (victim.address, victim.incarnation, victim.status)
+    forger.say(names[0], SignedRecord(bytes(envelope)))
+    rumor = Rumor(victim.tag, victim.life, 1, 8, RumorKind.RECORD, 0, bytes(envelope))
+    forger.say(names[0], rumor)
+    world.run(1.0)
+    assert (victim.address, victim.incarnation, victim.status) == before
+    assert world.hosts[names[0]].gossip.statistics().records_refused == 2
+
+
+def test_forged_death_is_refuted_and_forged_incarnations_are_never_chased() -> None:
+    world = World()
+    names = world.mesh_of(5)
+    victim = member(world.hosts[names[0]], names[2])
+    forger = Forger(world, names[1])
+    accusation = Claim(victim.tag, victim.life, 0, node_tag(names[1]), Reason.SUSPICION_EXPIRED, True)
+    forger.say(names[0], accusation)
+    forger.say(names[0], Claim(victim.tag, victim.life, 2**32 - 1, node_tag(names[1]), Reason.OTHER, True))
+    assert victim.status is SUSPECT
+    world.run(2.0)
+    assert all(member(world.hosts[name], names[2]).status is ALIVE for name in names)
+    assert victim.incarnation == 1
+    assert not any("DEAD" in change for name in names for change in changes(world, name))
+
+
+def test_a_forged_life_locks_nobody_out() -> None:
+    world = World()
+    names = world.mesh_of(2)
+    forger = Forger(world, names[1], life=2**62)
+    forger.say(names[0], Ping(1, b""))
+    assert refusals(world, names[0])[-1] == "unknown-sender"
+    world.run(10.0)
+    assert world.all_see(names, names, ALIVE)
+
+
+def test_an_answer_to_a_call_is_no_larger_than_the_call_and_our_record() -> None:
+    world = World()
+    names = world.mesh_of(20)
+    host = world.hosts[names[0]]
+    sealer = Sealer(
+        ring=world.mesh.ring, cluster=world.mesh.cluster, sender=node_tag(names[1]), life=make_life(1, 1), process=9
+    )
+    for extra in (0, 100, 400):
+        filler = [Digest(bytes(8), bytes(8), False, bytes(21 * (extra // 21)))] if extra else []
+        call = sealer.seal(codec.encode([Ping(5, b""), *filler]), 0)
+        answers = host.gossip.on_datagram(call, Address("x", 1), world.now)
+        sizes = [len(effect.data) for effect in answers if isinstance(effect, SendDatagram)]
+        record_item = codec.encode_item(SignedRecord(host.gossip.members.own.record))
+        assert len(sizes) == 1
+        assert sizes[0] <= len(call) + len(record_item)
+
+
+def test_answers_go_to_the_signed_address_whatever_the_source_says() -> None:
+    world = World()
+    names = world.mesh_of(2)
+    forger = Forger(world, names[1])
+    world.wire = []
+    forger.say(names[0], Ping(7, b""))
+    assert [to for _, to, _ in world.wire] == [names[1]]
+
+
+@pytest.mark.parametrize("process", [0, 2**28 - 1])
+def test_a_cloned_disk_is_noticed_by_both_processes_and_no_war_follows(process: int) -> None:
+    world = World()
+    names = world.mesh_of(3)
+    clone = Gossip(
+        identity=world.mesh.identity(names[2]),
+        ring=world.mesh.ring,
+        profile=LOCAL,
+        rng=random.Random(1),
+        entropy=lambda count: process.to_bytes(count, "big"),
+        boot=1,
+        address=address_of("clone"),
+        rpc_address=address_of("clone"),
+        seeds=[address_of(names[0])],
+    )
+    world.hosts["clone"] = Host(clone, address_of("clone"), boot=1)
+    world.carry_out("clone", clone.start(world.now))
+    world.run(10.0)
+    assert world.effects("clone", SelfConflict)
+    assert world.effects(names[2], SelfConflict)
+    world.run(60.0)
+    assert member(world.hosts[names[0]], names[2]).incarnation < 40
+
+
+def test_a_disk_restored_to_an_earlier_boot_hears_of_its_later_one() -> None:
+    world = World()
+    names = world.mesh_of(3)
+    world.restart(names[2], seeds=names[:1])
+    world.run(2.0)
+    world.add(names[2], seeds=names[:1], boot=1)
+    world.run(5.0)
+    conflicts = world.effects(names[2], SelfConflict)
+    assert any("boot 2" in effect.detail for effect in conflicts)  # type: ignore[union-attr]
+
+
+def test_a_mesh_replays_from_its_seed() -> None:
+    logs = []
+    for _ in range(2):
+        world = World(seed=9, loss=0.1)
+        names = world.mesh_of(6)
+        world.crash(names[0])
+        world.run(10.0)
+        logs.append([host.log for host in world.hosts.values()])
+    assert logs[0] == logs[1]
