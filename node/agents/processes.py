@@ -59,13 +59,14 @@ class ExitStatus:
         return os.WEXITSTATUS(self.status) if not self.error and os.WIFEXITED(self.status) else None
 
     def __str__(self) -> str:
+        left = f"; {self.survivors} of its processes could not be killed" if self.survivors else ""
         if self.error:
-            return self.error
+            return self.error + left
         if os.WIFSIGNALED(self.status):
             number = os.WTERMSIG(self.status)
             name = next((each.name for each in signal.Signals if each == number), "unnamed")
-            return f"killed by signal {number} ({name})"
-        return f"exit code {os.WEXITSTATUS(self.status)}"
+            return f"killed by signal {number} ({name}){left}"
+        return f"exit code {os.WEXITSTATUS(self.status)}{left}"
 
 
 class GuardedProcess:

@@ -28,6 +28,8 @@ from node.agents.wire import ERROR_CHARS_MAX, LOG_BYTES_MAX
 from node.env import Job, Outcome
 
 COMMAND_BYTES_MAX = 64 * 1024
+"""Of a command as JSON, which is how it travels: half of a request, the rest is for the job's environment."""
+
 SCRIPTS_FILE_BYTES_MAX = 1024 * 1024
 EX_TEMPFAIL = 75  # sysexits.h: "try again later", which is what happens after any failure
 
@@ -80,7 +82,7 @@ def _script(file: Path, index: int, entry: _Entry, root: Path) -> ScriptAgent:
         raise ConfigError(f"{place}: give an id of 1 to 64 characters of A-Z a-z 0-9 . _ -")
     if not entry.command or any(not word.strip() for word in entry.command[:1]):
         raise ConfigError(f"{place}: `command` must begin with a program")
-    if sum(len(word.encode(errors="replace")) for word in entry.command) > COMMAND_BYTES_MAX:
+    if len(json.dumps(entry.command)) > COMMAND_BYTES_MAX:
         raise ConfigError(f"{place}: `command` is above the limit of {COMMAND_BYTES_MAX} bytes")
     if any("\0" in word for word in entry.command):
         raise ConfigError(f"{place}: `command` holds a NUL character")

@@ -36,9 +36,9 @@ def processes_with(marker):
     """Pids of the processes that have `marker` in their environment or command line."""
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            if marker.encode() in read(entry / "environ") + read(entry / "cmdline"):
-                found.append(int(entry.name))
+        is_other = entry.name.isdigit() and int(entry.name) != os.getpid()
+        if is_other and marker.encode() in read(entry / "environ") + read(entry / "cmdline"):
+            found.append(int(entry.name))
     return found
 
 
@@ -96,6 +96,7 @@ async def test_exit_codes_and_signals_come_back(processes):
     assert (status.ok, status.exit_code, str(status)) == (False, 5, "exit code 5")
     status = await (await start(processes, "sh", "-c", "kill -TERM $$")).wait()
     assert (status.exit_code, str(status)) == (None, "killed by signal 15 (SIGTERM)")
+    assert str(ExitStatus(9, survivors=2)) == "killed by signal 9 (SIGKILL); 2 of its processes could not be killed"
 
 
 async def test_what_cannot_be_started_says_why(processes, tmp_path):

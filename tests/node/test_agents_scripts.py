@@ -290,7 +290,7 @@ def test_a_scripts_file_that_is_asked_for_must_exist(tmp_path):
 @pytest.mark.parametrize(("extra", "fits"), [(0, True), (1, False)])
 def test_a_command_is_bounded(tmp_path, extra, fits):
     file = tmp_path / "scripts.json"
-    word = "x" * (COMMAND_BYTES_MAX - len("cat") + extra)
+    word = "x" * (COMMAND_BYTES_MAX - len('["cat", ""]') + extra)
     file.write_text(json.dumps({"agents": [{"id": "a", "command": ["cat", word]}]}))
     if fits:
         assert read_scripts(file, tmp_path)[0].command == ("cat", word)
