@@ -64,7 +64,7 @@ class Forger:
 # --- Joining ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("count", "limit_s"), [(2, 0.5), (3, 0.5), (10, 1.0), (50, 3.0)])
+@pytest.mark.parametrize(("count", "limit_s"), [(2, 0.5), (3, 0.5), (10, 1.0), (40, 3.0)])
 def test_nodes_started_together_know_each_other_soon(count: int, limit_s: float) -> None:
     world = World(seed=count)
     names = world.mesh_of(count, settle_s=0)
@@ -224,11 +224,11 @@ def test_a_one_way_cut_with_helpers_kills_nobody() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("streams", [True, False])
-def test_five_percent_loss_kills_nobody_in_five_minutes(streams: bool) -> None:
+def test_five_percent_loss_kills_nobody_in_three_minutes(streams: bool) -> None:
     world = World(seed=5, loss=0.05)
     names = world.mesh_of(10)
     world.streams = streams
-    world.run(300.0)
+    world.run(180.0)
     assert world.all_see(names, names, ALIVE)
     assert not any("DEAD" in change for name in names for change in changes(world, name))
 
