@@ -147,8 +147,11 @@ class Demo:
         last_start = began
         while True:
             task, members = self._look(cluster, task_id)
-            for step, before, after in _moves(owners, task["steps"]):
-                self._view.say(f"step {step} moved from {before} to {after}")
+            for (before, after), names in _moves(owners, task["steps"]).items():
+                how = (
+                    f"takes over from {before}" if before == self._report.killed else f"is idle and helps {before} with"
+                )
+                self._view.say(f"{after} {how}: {', '.join(names)}")
             running = [step for step in task["steps"] if step["status"] == "RUNNING"]
             if any(step["status"] == "PENDING" and step["name"] != MERGE_STEP for step in task["steps"]):
                 last_start = time.monotonic()
@@ -231,12 +234,15 @@ def _all_alive(members: Sequence[Mapping[str, Any]]) -> bool:
     return [member["status"] for member in members] == ["ALIVE"] * len(NODE_IDS)
 
 
-def _moves(owners: dict[str, str], steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]:
+def _moves(owners: dict[str, str], steps: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[str]]:
+    """Steps by (old owner, new owner), where `owners` remembers who had each step at the last look."""
+    moved: dict[tuple[str, str], list[str]] = {}
     for step in steps:
-        before = owners.get(step["name"])
+        before = owners.get(step["name"], step["owner"])
+        if before != step["owner"]:
+            moved.setdefault((before, step["owner"]), []).append(step["name"])
         owners[step["name"]] = step["owner"]
-        if before and before != step["owner"]:
-            yield step["name"], before, step["owner"]
+    return moved
 
 
 def _kill_is_due(steps: Sequence[Mapping[str, Any]], all_started_s: float) -> bool:

@@ -33,6 +33,17 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.processes)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Show the nodes' last words with a failure."""
+    report = yield
+    mesh = item.funcargs.get("mesh")
+    if report.failed and mesh is not None:
+        for node in mesh.cluster.nodes:
+            report.sections.append((f"log of {node}", mesh.cluster.log_tail(node)))
+    return report
+
+
 class Mesh:
     """A cluster, and the words in which tests speak of work."""
 

@@ -102,7 +102,7 @@ def test_an_enrolment_of_another_mesh_is_refused_and_the_identity_stays(mesh, en
     before = (spec.root / "identity.json").read_bytes()
     mesh.cluster.terminate("a")
     done = run_node("--root", spec.root, "--enroll", enrolled, "--bind", spec.gossip, "--rpc-bind", spec.stream)
-    assert_refused(done, "mesh")
+    assert_refused(done, "mesh", code=4)
     assert (spec.root / "identity.json").read_bytes() == before
 
 
@@ -122,10 +122,13 @@ def test_a_broken_enrolment_is_refused(tmp_path, enrolled, content):
     ("source", "word"),
     [("def broken(:\n", "line 1"), ("import no_such_module\n", "no_such_module"), ("raise ValueError('no')\n", "no")],
 )
-def test_an_agents_file_that_does_not_import_is_refused_with_its_place(tmp_path, source, word):
+def test_an_agents_file_that_does_not_import_is_refused_with_its_place(tmp_path, enrolled, source, word):
     agents = tmp_path / "broken_agents.py"
     agents.write_text(source)
-    done = run_node("--root", tmp_path / "root", "--node-id", "node-a", "--agents", agents)
+    done = run_node(
+        *("--root", tmp_path / "root", "--enroll", enrolled, "--agents", agents),
+        *("--bind", "127.9.18.1:17888", "--rpc-bind", "127.9.18.1:18443"),
+    )
     assert_refused(done, "broken_agents.py", word)
 
 

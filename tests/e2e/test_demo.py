@@ -16,7 +16,7 @@ CODE = "import sys; from tools.cli import main; sys.exit(main())"
 
 @pytest.fixture
 def directory(tmp_path) -> Path:
-    for number in range(30):
+    for number in range(6):
         (tmp_path / "files" / f"d{number % 3}").mkdir(parents=True, exist_ok=True)
         (tmp_path / "files" / f"d{number % 3}" / f"{number} täxt.txt").write_text(
             f"seven words are in file {number} here\n" * 9
@@ -45,7 +45,7 @@ def test_the_demo_survives_its_kill_and_tells_a_true_story(directory, environmen
     assert report["ok"]
     assert report["resultMatches"]
     assert report["restartedAgrees"]
-    assert report["files"] == report["result"]["files"] == 30
+    assert report["files"] == report["result"]["files"] == 6
     assert report["runningOnKilled"]
     assert set(report["takenOver"].values()) <= {"node-a", "node-b", "node-c"} - {report["killed"]}
     assert any("took it over" in event["text"] for event in report["timeline"])

@@ -78,7 +78,8 @@ def test_a_hand_over_to_a_peer_that_dies_at_once_loses_nothing(mesh, runs):
 
 def test_an_owner_that_leaves_hands_its_running_work_back(mesh, runs, ends):
     journal = mesh.journal()
-    task_id = mesh.submit("c", "work", {"seconds": 5, "journal": str(journal)})
+    # Longer than a stopping node waits for its runs to end by themselves.
+    task_id = mesh.submit("c", "work", {"seconds": 8, "journal": str(journal)})
     mesh.wait_owned("a", task_id, "c")
     wait_until(lambda: runs(journal), 5, "the agent began")
     assert mesh.cluster.terminate("c", timeout_s=15) == 0

@@ -31,9 +31,9 @@ def test_the_kill_comes_when_a_third_is_done_or_all_has_run_for_a_moment(statuse
 
 def test_a_step_that_changed_its_owner_is_told_once():
     owners: dict[str, str] = {}
-    assert list(demo._moves(owners, steps("RUNNING"))) == []
-    assert list(demo._moves(owners, steps("RUNNING", owner="node-b"))) == [("s0", "node-a", "node-b")]
-    assert list(demo._moves(owners, steps("SUCCESS", owner="node-b"))) == []
+    assert demo._moves(owners, steps("RUNNING", "PENDING")) == {}
+    assert demo._moves(owners, steps("RUNNING", "PENDING", owner="node-b")) == {("node-a", "node-b"): ["s0", "s1"]}
+    assert demo._moves(owners, steps("SUCCESS", "PENDING", owner="node-b")) == {}
 
 
 def test_a_differing_result_is_told_by_field():
