@@ -122,6 +122,21 @@ async def test_after_a_failed_commit_everybody_is_told_that_the_outcome_is_unkno
         assert store.vector.ranges(store.origin) == [(1, len(stored))]
 
 
+async def test_an_origin_that_could_not_be_written_is_not_ours(make_world, disk):
+    world = make_world(vfs=disk.name)
+    async with world.opened() as store:
+        await store.write(put("before"))
+        old = store.origin
+        disk.broken = True
+        with pytest.raises(StoreError):
+            await store.mint_origin("a peer knows more")
+        assert store.origin == old
+        disk.broken = False
+
+        row = await store.write(put("after"))
+        assert row.origin == store.origin != old
+
+
 async def test_a_store_is_failed_after_five_seconds_and_recovers_by_itself(make_world, disk, autojump_clock):
     world = make_world(vfs=disk.name)
     async with world.opened() as store:

@@ -78,32 +78,38 @@ async def test_requests_that_wait_together_share_one_commit(world):
 
 
 async def test_a_request_that_raises_is_undone_alone(world):
-    async with world.opened() as store:
-        outcomes = {}
+    store = world.store()
+    await store.open()
+    outcomes = {}
 
-        def broken(tx):
-            tx.put("notes", "default", "lost", {"text": "x"})
-            tx.meta_set("lost", b"x")
-            raise ConflictError("no")
+    def broken(tx):
+        tx.put("notes", "default", "lost", {"text": "x"})
+        tx.meta_set("lost", b"x")
+        raise ConflictError("no")
 
-        async def attempt(name, fn):
-            try:
-                outcomes[name] = await store.write(fn)
-            except ConflictError as error:
-                outcomes[name] = error
+    async def attempt(name, fn):
+        try:
+            outcomes[name] = await store.write(fn)
+        except ConflictError as error:
+            outcomes[name] = error
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(attempt, "a", put_note("a"))
-            nursery.start_soon(attempt, "broken", broken)
-            nursery.start_soon(attempt, "b", put_note("b"))
+    async with trio.open_nursery() as nursery:
+        for name, fn in (("a", put_note("a")), ("broken", broken), ("b", put_note("b"))):
+            nursery.start_soon(attempt, name, fn)
+            await trio.testing.wait_all_tasks_blocked()
+        await nursery.start(store.run)
+        await trio.testing.wait_all_tasks_blocked()
 
         keys = await store.read(lambda reader: [row.key for row in reader.select("notes", order="key")])
         assert keys == ["a", "b"]
         assert str(outcomes["broken"]) == "no"
         assert await store.read(lambda reader: reader.meta_get("lost")) is None
         # Its sequence number was given to the next one: no gap, no reuse.
-        assert sorted(outcomes[name].seq for name in "ab") == [1, 2]
+        assert [outcomes[name].seq for name in "ab"] == [1, 2]
         assert store.vector.ranges(store.origin) == [(1, 2)]
+        assert store.counters()["commits"] == 1
+        nursery.cancel_scope.cancel()
+    await store.close()
 
 
 async def test_callbacks_see_a_commit_before_its_callers_wake(world):

@@ -244,12 +244,14 @@ async def test_hooks_see_local_and_merged_versions_and_may_write(world):
 
 async def test_a_hook_that_fails_undoes_a_local_request_but_only_sets_a_merged_row_aside(world):
     def hook(tx, before, after):
-        tx.put("notes", "default", "trace", {"text": after.key})
+        tx.put("notes", "default", f"about-{after.key}", {})
         if after.key == "bad":
             raise ValueError("cannot digest this")
 
     store = world.store()
     store.watch("jobs", hook)
+    commits = []
+    store.on_commit(commits.append)
     await store.open()
     async with trio.open_nursery() as nursery:
         await nursery.start(store.run)
@@ -263,9 +265,14 @@ async def test_a_hook_that_fails_undoes_a_local_request_but_only_sets_a_merged_r
         assert await store.write(merge, remote=True) == ["applied", "quarantined", "applied"]
         assert await quarantined(store) == [("rejected", "bad")]
         assert await store.read(lambda reader: reader.get("jobs", "default", "bad")) is None
-        trace = await store.read(lambda reader: reader.get("notes", "default", "trace"))
-        assert trace.text("text") == "two"
-        assert store.vector.ranges(store.origin) == [(1, 1)]
+        (commit,) = commits
+        assert [(row.key, row.seq) for row in commit.requests[0]] == [("about-one", 1), ("about-two", 2)]
+        assert [change.after.key for change in commit.changes] == ["one", "about-one", "two", "about-two"]
+        assert [row.key for row in await store.read(lambda reader: reader.select("notes"))] == [
+            "about-one",
+            "about-two",
+        ]
+        assert store.vector.ranges(store.origin) == [(1, 2)]
         nursery.cancel_scope.cancel()
     await store.close()
 
