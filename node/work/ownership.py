@@ -411,7 +411,7 @@ class Ownership:
         def give(tx: Transaction) -> list[Row]:
             want = min(request.want, OFFER_BATCH_MAX)
             waiting = transitions.queued_for(tx, wants, now_ms=tx.hlc >> 16, limit=2 * want)
-            # At most half of what waits, as work stealing does: two nodes with little to do must not pass it to and fro.
+            # At most half of what waits, as work stealing does: two idle nodes must not pass steps to and fro.
             entries = waiting[: (len(waiting) + 1) // 2]
             return transitions.hand_over(tx, entries, me=self._me, to=peer.name, why="it had idle slots and asked")
 
