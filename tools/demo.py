@@ -115,7 +115,7 @@ class Demo:
     def _introduce(self) -> None:
         chosen = self._selection
         left_out = f"; left out: {chosen.left_out}" if chosen.left_out else ""
-        self._view.say(f"{len(chosen.paths):,} files, {chosen.octets:,} bytes of {chosen.directory}{left_out}")
+        self._say(f"{len(chosen.paths):,} files, {chosen.octets:,} bytes of {chosen.directory}{left_out}")
         self._report.files = len(chosen.paths)
 
     def _start_mesh(self, cluster: Cluster) -> None:
@@ -125,7 +125,7 @@ class Demo:
         cluster.start()
         for node_id in NODE_IDS:
             cluster.wait_answer(node_id, "members", _all_alive, MEMBERS_S, f"{node_id} sees {len(NODE_IDS)} members")
-        self._view.say(f"three nodes form a mesh: {', '.join(str(spec.gossip) for spec in cluster.nodes.values())}")
+        self._say(f"three nodes form a mesh: {', '.join(str(spec.gossip) for spec in cluster.nodes.values())}")
 
     def _submit(self, cluster: Cluster) -> str:
         definition = workflow(self._batches)
@@ -135,7 +135,7 @@ class Demo:
         )
         task_id: str = answer["taskId"]
         self._report.task_id = task_id
-        self._view.say(
+        self._say(
             f"{NODE_IDS[0]} took task {task_id}: {len(self._batches)} batches, hashed by a shell script and counted by "
             f"a Python agent, each step holding its slot a little so that you can watch; one step merges"
         )
@@ -151,7 +151,7 @@ class Demo:
                 how = (
                     f"takes over from {before}" if before == self._report.killed else f"is idle and helps {before} with"
                 )
-                self._view.say(f"{after} {how}: {', '.join(names)}")
+                self._say(f"{after} {how}: {', '.join(names)}")
             running = [step for step in task["steps"] if step["status"] == "RUNNING"]
             if any(step["status"] == "PENDING" and step["name"] != MERGE_STEP for step in task["steps"]):
                 last_start = time.monotonic()
@@ -165,7 +165,7 @@ class Demo:
         self._report.mesh_s = round(time.monotonic() - began, 1)
         if task["status"] != "SUCCESS":
             raise DemoError(f"the task ended {task['status']}: {task.get('lastError') or 'no reason given'}")
-        self._view.say(f"the task is SUCCESS after {self._report.mesh_s} s")
+        self._say(f"the task is SUCCESS after {self._report.mesh_s} s")
 
     def _look(self, cluster: Cluster, task_id: str) -> tuple[dict[str, Any], dict[str, str]]:
         for node_id in [self._watched, *cluster.running()]:
@@ -175,7 +175,7 @@ class Demo:
                 task = cluster.admin(node_id, "task", taskId=task_id)
                 listed = cluster.admin(node_id, "members")
             except RelayMeshError as error:
-                self._view.say(f"{node_id} does not answer ({error}); asking another")
+                self._say(f"{node_id} does not answer ({error}); asking another")
                 continue
             self._watched = node_id
             members = {member["nodeId"]: member["status"] for member in listed}
@@ -190,7 +190,7 @@ class Demo:
         self._report.killed = victim
         self._report.running_on_killed = sorted(step["name"] for step in running if step["owner"] == victim)
         cluster.kill(victim)
-        self._view.say(f"kill -9 {victim}, which runs {', '.join(self._report.running_on_killed)}")
+        self._say(f"kill -9 {victim}, which runs {', '.join(self._report.running_on_killed)}")
 
     def _check_result(self, cluster: Cluster, task_id: str) -> None:
         report = self._report
@@ -214,7 +214,7 @@ class Demo:
 
     def _restart_killed(self, cluster: Cluster, task_id: str) -> None:
         killed = self._report.killed
-        self._view.say(f"starting {killed} again on its old disk")
+        self._say(f"starting {killed} again on its old disk")
         cluster.start(killed)
         cluster.wait_answer(
             killed, "task", lambda task: task["status"] == "SUCCESS", AGREE_S, f"{killed} agrees", taskId=task_id
@@ -224,7 +224,10 @@ class Demo:
         if not self._report.restarted_agrees:
             raise DemoError(f"{killed}, started again, has another result than the others")
         self._look(cluster, task_id)
-        self._view.say(f"{killed} has the same result as the others")
+        self._say(f"{killed} has the same result as the others")
+
+    def _say(self, text: str) -> None:
+        self._view.say(self._elapsed_s(), text)
 
     def _elapsed_s(self) -> float:
         return time.monotonic() - self._began

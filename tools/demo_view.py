@@ -44,7 +44,7 @@ class View(Protocol):
         """Take the newest state."""
         ...
 
-    def say(self, text: str) -> None:
+    def say(self, elapsed_s: float, text: str) -> None:
         """Report one event."""
         ...
 
@@ -64,12 +64,10 @@ class PlainView:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._elapsed_s = 0.0
         self._last = ""
 
     def show(self, snapshot: Snapshot) -> None:
         """Print the state unless it is what the last line said."""
-        self._elapsed_s = snapshot.elapsed_s
         statuses = snapshot.statuses()
         members = " ".join(f"{node_id}={status}" for node_id, status in snapshot.members.items())
         running = " ".join(f"{node_id}:{count}" for node_id, count in sorted(snapshot.owned("RUNNING").items()))
@@ -77,17 +75,17 @@ class PlainView:
         line = f"{done}  running [{running}]  members {members}"
         if line != self._last:
             self._last = line
-            self._print(line)
+            self._print(snapshot.elapsed_s, line)
 
-    def say(self, text: str) -> None:
+    def say(self, elapsed_s: float, text: str) -> None:
         """Print one event."""
-        self._print(text)
+        self._print(elapsed_s, text)
 
     def close(self) -> None:
         """Nothing to end."""
 
-    def _print(self, text: str) -> None:
-        print(f"{self._elapsed_s:6.1f} s  {text}", file=self._stream, flush=True)
+    def _print(self, elapsed_s: float, text: str) -> None:
+        print(f"{elapsed_s:6.1f} s  {text}", file=self._stream, flush=True)
 
 
 class LiveView:
@@ -104,9 +102,9 @@ class LiveView:
         """Take the newest state; the picture follows by itself."""
         self._snapshot = snapshot
 
-    def say(self, text: str) -> None:
+    def say(self, elapsed_s: float, text: str) -> None:
         """Add one event to the list below the tables."""
-        self._events.append(f"{self._snapshot.elapsed_s:6.1f} s  {text}")
+        self._events.append(f"{elapsed_s:6.1f} s  {text}")
 
     def close(self) -> None:
         """Leave the last picture and all events on the terminal."""

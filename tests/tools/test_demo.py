@@ -72,12 +72,12 @@ def test_plain_lines_come_for_changes_only():
     one = Snapshot(1.0, "node-a", {"node-a": "ALIVE"}, steps("RUNNING", "PENDING"))
     view.show(one)
     view.show(Snapshot(2.0, "node-a", one.members, one.steps))
-    view.say("kill -9 node-a")
+    view.say(2.5, "kill -9 node-a")
     view.show(Snapshot(3.0, "node-b", {"node-a": "DEAD"}, steps("SUCCESS", "RUNNING", owner="node-b")))
     view.close()
     assert stream.getvalue().splitlines() == [
         "   1.0 s  done 0/2  running [node-a:1]  members node-a=ALIVE",
-        "   2.0 s  kill -9 node-a",
+        "   2.5 s  kill -9 node-a",
         "   3.0 s  done 1/2  running [node-b:1]  members node-a=DEAD",
     ]
 
@@ -88,7 +88,7 @@ def test_the_live_view_shows_nodes_progress_and_events_and_leaves_them_behind():
     view.show(
         Snapshot(4.0, "node-c", {"node-b": "DEAD", "node-c": "ALIVE"}, steps("SUCCESS", "RUNNING", owner="node-c"))
     )
-    view.say("step s1 moved from node-b to node-c")
+    view.say(4.5, "step s1 moved from node-b to node-c")
     view.close()
     shown = stream.getvalue()
     for words in ("node-b", "DEAD", "1/2 steps done", "step s1 moved from node-b to node-c", "as node-c sees it"):
