@@ -90,7 +90,6 @@ def run(config: NodeConfig) -> None:
         executor = ProcessExecutor(
             config.root,
             config.agents,
-            _scripts(config.root),
             slots=config.slots,
             memory_bytes_max=config.settings.agent_memory_mb << 20,
             default_timeout_s=config.settings.agent_timeout_ms / 1000,
@@ -117,11 +116,6 @@ def _first(group: BaseExceptionGroup[RelayMeshError]) -> RelayMeshError:
         error = error.exceptions[0]
     assert isinstance(error, RelayMeshError), error
     return error
-
-
-def _scripts(root: Path) -> Path | None:
-    path = root / "agents" / "scripts.json"
-    return path if path.exists() else None
 
 
 @contextmanager
@@ -176,13 +170,7 @@ def _enrolment(config: NodeConfig) -> Enrolment:
 
 
 def _founded(config: NodeConfig) -> Enrolment:
-    if any(seed != config.advertise for seed in config.seeds):
-        raise ConfigError(
-            "--seeds names other nodes, but this host has no identity in their mesh: where the mesh is kept, run "
-            f"`relaymesh mesh enroll --mesh DIR --node-id {config.node_id} --out {config.node_id}.enroll` (DIR is made "
-            "by  `relaymesh mesh create --out DIR`), copy that one file here, and start with "
-            f"`relaymesh-node --root {config.root} --enroll {config.node_id}.enroll --seeds …`"
-        )
+    """A mesh of one. `parse_config` has refused seeds of other nodes without an identity in their mesh."""
     enrolment = identity_files.found(config.root, config.node_id)
     log.info(
         "founded a mesh of one; others join with `relaymesh mesh enroll --mesh %s --node-id OTHER --out OTHER.enroll`, "

@@ -82,8 +82,10 @@ class Node:
         self.spec = spec
         self.store = Store(env, WORK_TABLES, node_id=spec.node_id, path=env.disk.root / "relaymesh.db")
         self.calls = RpcPool(env.net, spec.identity.certificate.cluster)
-        # Pulls have a pool of their own: a peer's `sync` makes us pull from it while it waits for our answer.
+        # Pulls have a pool of their own: a peer's `sync` makes us pull from it while it waits for our answer. So have
+        # probes: whether a node lives must not wait behind slow calls.
         self.data_calls = RpcPool(env.net, spec.identity.certificate.cluster)
+        self.probe_calls = RpcPool(env.net, spec.identity.certificate.cluster)
         self._authority = Authority(spec.identity.ca_public_key)
         self.identity_conflict: str | None = None
         self.started_at = env.clock.monotonic()
@@ -113,7 +115,13 @@ class Node:
             async with self.env.executor.running(), trio.open_nursery() as nursery:
                 self.server = RpcServer(self._verbs(admin), cluster=self.spec.identity.certificate.cluster)
                 await serve(self.server)
-                for service in (self.calls.run, self.data_calls.run, self._apply_bundles, self._keep_members):
+                for service in (
+                    self.calls.run,
+                    self.data_calls.run,
+                    self.probe_calls.run,
+                    self._apply_bundles,
+                    self._keep_members,
+                ):
                     nursery.start_soon(service)
                 await nursery.start(self.runtime.run)
                 await nursery.start(self.ownership.run)
@@ -152,7 +160,7 @@ class Node:
         )
         self.gossip.set_vector_digest(self.store.vector.digest())
         self.loop = GossipLoop(
-            env, self.gossip, socket, self.calls, me=spec.node_id, turn_max_s=dead_time_s / GATE_LOOKS
+            env, self.gossip, socket, self.probe_calls, me=spec.node_id, turn_max_s=dead_time_s / GATE_LOOKS
         )
         queue = WorkQueue(spec.node_id, self.offer)
         limits = RunLimits(
