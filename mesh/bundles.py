@@ -88,6 +88,8 @@ def _check_rows(rows: Sequence[Row], wire: _WireBundle) -> None:
     origin = rows[0].origin
     if origin.node != wire.certificate.name:
         raise RecordError(f"rows of {origin.node!r} signed by {wire.certificate.name!r}")
+    # Even its own writer must not make everybody note more as seen than one request could hold: a wrong claim would
+    # hide rows that nobody then asks for.
     if wire.hi - wire.lo >= BUNDLE_SPAN_MAX:
         raise RecordError(f"a bundle claims to complete {wire.hi - wire.lo + 1} rows")
     for row in rows:
@@ -96,4 +98,5 @@ def _check_rows(rows: Sequence[Row], wire: _WireBundle) -> None:
 
 
 def _signed(lo: int, hi: int, rows: bytes) -> bytes:
+    # Fixed widths before the rows: no two bundles have the same bytes here.
     return lo.to_bytes(8, "big") + hi.to_bytes(8, "big") + rows

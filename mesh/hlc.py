@@ -47,6 +47,7 @@ class HybridClock:
         False, and no change, when it is more than DRIFT_MAX_MS ahead of the given physical time: one node with a wrong
         clock must not drag the whole mesh into the future.
         """
+        # Measured against physical time, not against `last`: else a chain of small lies could walk us anywhere.
         if stamp_ms(stamp) > physical_ms + DRIFT_MAX_MS:
             return False
         self._last = max(self._last, stamp)
@@ -77,6 +78,7 @@ class PhysicalClock:
         """
         if peer_median_ms is not None and abs(wall_ms - peer_median_ms) > DRIFT_MAX_MS:
             return False
+        # Going back is allowed here: HybridClock keeps stamps rising, and its counter bridges the difference.
         self._wall_ms = wall_ms
         self._monotonic_s = monotonic_s
         return True

@@ -89,10 +89,12 @@ def judge(table: Table | None, current: Row | None, row: Row, *, in_time: bool) 
     problem = value_problem(table, row.values)
     if problem is not None:
         return Verdict(Outcome.QUARANTINED, row, REASON_POISON, problem)
+    # Before the comparison: a version from the future would win it.
     if not in_time and table.register in _STAMP_DECIDES:
         return Verdict(Outcome.QUARANTINED, row, REASON_FUTURE, f"stamp {row.hlc} is too far ahead")
     if current is None:
         return Verdict(Outcome.APPLIED)
+    # The digest is compared, too: a reused dot with other content must be decided, not taken for a repeat.
     if current.origin == row.origin and current.seq == row.seq and row_digest(current) == row_digest(row):
         return Verdict(Outcome.SAME)
     outcome = Outcome.APPLIED if beats(table.register, row, current) else Outcome.STALE

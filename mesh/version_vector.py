@@ -65,6 +65,7 @@ class VersionVector:
         ranges = self._ranges.get(origin)
         if ranges is None:
             return False
+        # The last range that begins at or before `seq`: INT_MAX sorts behind every end that this beginning may have.
         index = bisect_right(ranges, (seq, INT_MAX)) - 1
         return index >= 0 and seq <= ranges[index][1]
 
@@ -89,6 +90,7 @@ class VersionVector:
 
     def missing_from(self, other: VersionVector) -> dict[Origin, list[Range]]:
         """What is missing here: the ranges that `other` covers and this vector does not, by origin in order."""
+        # In order, because a pull goes on after its last chunk by comparing origins.
         missing: dict[Origin, list[Range]] = {}
         for origin in other.origins():
             ours = self._ranges.get(origin)
@@ -143,6 +145,7 @@ class VersionVector:
         vector = cls()
         for wire in origins:
             origin = Origin(wire.node, wire.incarnation)
+            # One vector has one wire form; accepting two would let equal vectors differ in their digest.
             if origin in vector._ranges or len(wire.distances) % 2:
                 raise RecordError(f"a version vector with broken ranges for origin {origin.node!r}")
             vector._ranges[origin] = _from_distances(wire.distances)

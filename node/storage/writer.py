@@ -209,6 +209,7 @@ class Writer:
         batch = Batch()
         try:
             if self._must_reload:
+                self._roll_back()  # the failed batch may have left its transaction open
                 batch.reloaded = vector = self._reload()
             self._transact(requests, vector, batch)
         except DISK_ERRORS as error:

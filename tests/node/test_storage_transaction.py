@@ -268,10 +268,8 @@ async def test_a_hook_that_fails_undoes_a_local_request_but_only_sets_a_merged_r
         (commit,) = commits
         assert [(row.key, row.seq) for row in commit.requests[0]] == [("about-one", 1), ("about-two", 2)]
         assert [change.after.key for change in commit.changes] == ["one", "about-one", "two", "about-two"]
-        assert [row.key for row in await store.read(lambda reader: reader.select("notes"))] == [
-            "about-one",
-            "about-two",
-        ]
+        notes = await store.read(lambda reader: reader.select("notes"))
+        assert [row.key for row in notes] == ["about-one", "about-two"]
         assert store.vector.ranges(store.origin) == [(1, 2)]
         nursery.cancel_scope.cancel()
     await store.close()
