@@ -85,9 +85,11 @@ class Conversation:
 
     def call(self, call: Call) -> None:
         """Introduce ourselves to whoever listens at an address, with all that is needed to be answered."""
+        # The nonce ties the answer to the address: that is how a seed's address comes to stand for a member.
         nonce = self._nonce()
         self._redial.called(call, nonce)
         items: list[Item] = [SignedRecord(self._own.current.raw)]
+        # After a cut each side holds the other DEAD. Telling so is what makes the other refute, in one round trip.
         if call.member is not None and call.member.status is Status.DEAD:
             items.append(self._verdicts.evidence(call.member))
         items.append(Ping(nonce, self._vectors.own))
@@ -162,15 +164,18 @@ class Conversation:
         self._outbox.seal(reply_to, receiver, codec.join_items(encoded))
 
     def _acknowledged(self, ack: Ack, sender: Member, now: float) -> None:
+        # A nonce belongs to at most one of these; they are 63 random bits, so none needs to know of the others.
         self._leave_calls.pop(ack.nonce, None)
         self._detector.on_ack(sender, ack.nonce, now)
         relayed = self._relays.on_ack(ack.nonce)
         if relayed is not None and (requester := self._members.get(relayed.requester)) is not None:
             self._outbox.send(requester, [Ack(relayed.their_nonce, b"")])
+        # Now that the receiver's life is known, the exchange that a call may not carry can begin.
         if self._redial.on_answer(ack.nonce, sender.node_id) and not self._own.left:
             self.offer_digest(sender)
 
     def _ping_for(self, request: PingRequest, requester: Member, now: float) -> None:
+        # A helper that cannot even try says so at once: the requester should not take silence for its own deafness.
         target = self._members.by_tag(request.target)
         nonce = self._nonce()
         if target is None or not self._relays.begin(requester.node_id, request.nonce, nonce, now):
@@ -183,8 +188,11 @@ class Conversation:
             self._outbox.emit(VectorDiffers(sender.node_id))
 
     def _hear_rumor(self, rumor: Rumor, sender: Member, now: float) -> None:
+        # Copies end here, before any signature is checked: most of what arrives is a copy.
         if not self._news.is_new(rumor, now):
             return
+        # Records and claims are passed on only when they changed our table: news that changed nothing here is old,
+        # or was beaten, and dies out instead of going round. Topics mean nothing to us, so every new one goes on.
         if rumor.kind == RumorKind.RECORD:
             record = self._verdicts.verified(rumor.payload)
             if record is not None and self._verdicts.learn(record, now):
@@ -206,6 +214,8 @@ class Conversation:
 
     def _repair(self, receiver: Member, newer: list[Member], now: float) -> None:
         """Send what the receiver lacks, as far as a few packets carry it."""
+        # A record and the claim about it travel together: the claim alone would be parked, the record alone would
+        # show a dead member as alive until the next exchange.
         packets: list[list[bytes]] = [[]]
         left = BODY_SPACE_BYTES
         for member in newer:

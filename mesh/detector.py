@@ -93,6 +93,7 @@ class Detector:
         probe = self._probe
         if probe is None or probe.nonce != nonce or (sender is not probe.member and sender not in probe.helpers):
             return False
+        # A late answer proves life but no health of our own.
         if now <= probe.answer_by:
             self._health.better()
         self._probe = None
@@ -138,6 +139,7 @@ class Detector:
 
     def _widen(self, probe: _Probe) -> ProbeStep:
         probe.asked = True
+        # A suspected helper would likely stay silent, and its silence would count against us.
         candidates = [m for m in self._members.active_others() if m is not probe.member and m.suspicion is None]
         probe.helpers = self._rng.sample(candidates, min(self._profile.indirect_probes, len(candidates)))
         return PingIndirect(probe.member, probe.nonce, probe.helpers)
@@ -146,6 +148,7 @@ class Detector:
         self._probe = None
         # Helpers that did not even refuse speak against us, not against the target. Without helpers nobody can tell.
         self._health.worse(len(probe.helpers) - len(probe.nacks))
+        # The member may have left, died or begun another life while we waited.
         if probe.life != probe.member.life or not probe.member.active:
             return []
         self.failures += 1

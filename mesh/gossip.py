@@ -21,7 +21,7 @@ from mesh.effective import EffectiveState
 from mesh.effects import Effect, PacketRefused, ProbeStream
 from mesh.errors import LimitError, PacketError
 from mesh.identity import Authority, Identity
-from mesh.ids import Address
+from mesh.ids import Address, node_tag
 from mesh.local_health import LocalHealth
 from mesh.membership import Member, Membership, Status
 from mesh.messages import (
@@ -93,6 +93,7 @@ class Gossip:
         known: Sequence[bytes] = (),
         effective: EffectiveState | None = None,
     ) -> None:
+        # The random process number tells two starts of one cloned disk apart: in nonces, replay windows and the record.
         process = int.from_bytes(entropy(4), "big") % (1 << PROCESS_BITS)
         authority = Authority(identity.ca_public_key)
         authority.check(identity.certificate)
@@ -151,6 +152,8 @@ class Gossip:
         self.members.own.status_since = now
         self._redial.start(now)
         self._sync_at = now
+        # Remembered members are ALIVE until the normal suspicion says otherwise: a node that starts inside a cut must
+        # not take over work on the strength of a file.
         for raw in self._known:
             record = self._verdicts.verified(raw)
             if record is not None and not record.body.left:
@@ -177,6 +180,7 @@ class Gossip:
             requester = self.members.get(relayed.requester)
             if requester is not None:
                 self._outbox.send(requester, [Nack(relayed.their_nonce)])
+        # A node that said goodbye still answers and spreads its goodbye, but judges nobody any more.
         if not self._own.left:
             self._probe(now)
             self._verdicts.judge(now, self._heard_at)
@@ -184,6 +188,7 @@ class Gossip:
                 self._call_missing(now)
         if now >= self._sync_deadline():
             self._synchronize(now)
+        # Last, so that whatever was decided above leaves with this very tick.
         if now >= self._news.next_deadline():
             self._gossip(now)
         return self._outbox.take()
@@ -283,6 +288,8 @@ class Gossip:
 
     def _enter(self, now: float) -> None:
         """Notice that we stood still, before anything is judged by the clock."""
+        # A deadline may lie before the call that created it (news after a quiet time is due at once), and then the
+        # time since that call is what we are late by.
         late_s = now - max(self._entered_at, self.next_deadline())
         self._entered_at = now
         if late_s <= STALL_S:
@@ -294,7 +301,7 @@ class Gossip:
         self._redial.shift(late_s)
         self._news.shift(late_s)
         self._verdicts.shift(late_s)
-        self._heard_at += late_s
+        self._heard_at += late_s  # our own pause is not the others' silence
         self._sync_at += late_s
 
     def _sync_deadline(self) -> float:
@@ -306,6 +313,8 @@ class Gossip:
                 case PingDirect(member, nonce):
                     self._conversation.ping(member, nonce)
                 case PingIndirect(member, nonce, helpers):
+                    # The stream goes a different way through the host (TCP, other buffers, other firewall rules), so
+                    # it is tried in parallel: heavy datagram loss alone must not kill anybody.
                     for helper in helpers:
                         self._outbox.send(helper, [PingRequest(nonce, member.tag)])
                     self._outbox.emit(ProbeStream(member.node_id, member.rpc_address, nonce))
@@ -319,6 +328,7 @@ class Gossip:
 
     def _synchronize(self, now: float) -> None:
         every_s = self.profile.sync_every_s(self.members.size())
+        # Jitter keeps members that started together from synchronizing in step for ever.
         self._sync_at = now + every_s * (1 + self._rng.random() / 4)
         alive = [member for member in self.members.active_others() if member.status is Status.ALIVE]
         if alive:
@@ -327,6 +337,7 @@ class Gossip:
 
     def _gossip(self, now: float) -> None:
         receivers, plan = self._news.tick(self._vectors.own, now)
+        # All receivers hear the same, so it is encoded once; only the seal differs.
         bodies = [codec.join_items(packet) for packet in plan.packets]
         for member in receivers:
             for body in bodies:
@@ -338,6 +349,7 @@ class Gossip:
             self._verdicts.freeze.on_recovered(node_id)
             self.effective.forget(node_id)
             self._vectors.forget(node_id)
+            self._news.forget(node_tag(node_id))
 
     # --- Packets ----------------------------------------------------------------------------------------------------
 
@@ -347,6 +359,7 @@ class Gossip:
         if packet.sender == self._tag and packet.life == self._own.life and packet.process == self._process:
             self._receive_own(packet)
             return
+        # Marked as seen before anything is acted upon: from here on a copy of this packet can do nothing.
         if not self._window.accept(packet.sender, packet.life, packet.process, packet.sequence):
             raise PacketError("replayed")
         items = codec.decode(packet.body)

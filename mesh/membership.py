@@ -153,6 +153,7 @@ class Membership:
             return self._add(record, now)
         if record.life != member.life:
             return self._new_life(member, record, now) if record.life > member.life else None
+        # A goodbye beats every incarnation of its life: it is the last thing that this life says of itself.
         if record.body.left:
             return self._leave(member, record, now)
         if member.status is Status.LEFT:
@@ -176,6 +177,8 @@ class Membership:
         assert member is not self._own
         if (claim.life, claim.incarnation) != (member.life, member.incarnation) or not member.active:
             return None
+        # The first accusation opens a suspicion. More of them are news only while they still shorten it, which also
+        # bounds how often one member's trouble is passed on.
         before, news = member.status, False
         cause = claim.cause().label
         if accuser not in member.accusers and len(member.accusers) < ACCUSERS_MAX:
@@ -239,7 +242,7 @@ class Membership:
     def _new_life(self, member: Member, record: MemberRecord, now: float) -> Change:
         before = member.status
         _overwrite(member, record)
-        member.last_heard = None
+        member.last_heard = None  # of this life; the next probe then introduces us again
         after = Status.LEFT if record.body.left else Status.ALIVE
         self._set_status(member, after, now)
         return Change(member, before, after, "signed-leave" if record.body.left else "restarted")
@@ -265,6 +268,7 @@ class Membership:
         return Change(member, before, Status.ALIVE, reason, visible=moved or before is not Status.ALIVE)
 
     def _suspect(self, member: Member, accuser: str, now: float) -> None:
+        # Fixed at the start: a suspicion must not stretch or shrink because other members come and go.
         n = self.size()
         shortest = self._profile.dead_after_s(n)
         self._set_status(member, Status.SUSPECT, now)
@@ -277,6 +281,7 @@ class Membership:
         )
 
     def _agreed_dead(self, member: Member) -> bool:
+        # Those who are gone themselves were perhaps on the far side of a cut, and speak for nobody here.
         live = [name for name in member.dead_claims if (accuser := self._by_id.get(name)) and accuser.active]
         return len(live) >= self._profile.dead_accusers
 
@@ -300,6 +305,7 @@ class Membership:
     def _make_room(self) -> bool:
         if len(self._by_id) < self._profile.members_max:
             return True
+        # The living are never given up for a newcomer: a flood of enrolled names must not push members out.
         gone = [member for member in self._by_id.values() if not member.active and member is not self._own]
         if not gone:
             return False

@@ -70,6 +70,7 @@ class Verdicts:
         if change is None:
             return False
         self._apply(change, now)
+        # Claims overtake the records that they speak about; now they can be weighed.
         for claim in self._members.take_parked(change.member):
             accuser = self._members.by_tag(claim.accuser)
             if accuser is not None:
@@ -107,6 +108,8 @@ class Verdicts:
     def hear_claim(self, claim: Claim, sender: Member, rumor: Rumor | None, now: float) -> None:
         """Weigh an accusation that `sender` passed on, as a rumor or directly."""
         if claim.subject == self._tag:
+            # A claim about an incarnation above ours is forged, since we never signed one, and one below is answered
+            # already. Chasing either would let anyone run our incarnation up to its end.
             if self._own.is_current(claim.life, claim.incarnation):
                 self.refute(now, dead=claim.dead)
             return
@@ -161,6 +164,7 @@ class Verdicts:
         return self._accusation(member, Reason.OTHER)
 
     def _weigh(self, claim: Claim, accuser: Member, now: float) -> bool:
+        # Our own words come back to us, and nobody confirms a suspicion of himself.
         if accuser is self._members.own or accuser.tag == claim.subject:
             return False
         change = self._members.accuse(claim, accuser.node_id, now)
@@ -215,6 +219,7 @@ class Verdicts:
             before = change.before.value if change.before else None
             self._outbox.emit(MemberChanged(member.node_id, before, change.after.value, change.reason, change.accuser))
         self._effective.on_change(member.node_id, change.after, now)
+        # Failing begins with the suspicion: counting only the DEAD would notice a mass failure one verdict too late.
         if change.after is Status.SUSPECT:
             self.freeze.on_suspect(member.node_id)
             self._evaluate_freeze(now)
