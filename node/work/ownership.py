@@ -44,6 +44,9 @@ PAYLOAD_BYTES_WITH_ROWS_MAX = 4 * 1024 * 1024
 """An answer to `ask` carries inputs up to this much; larger ones come with the next pull."""
 ASK_PAUSE_S = 0.1
 """Backlog younger than this is its owner's to run: asking for it would cost more than waiting."""
+ASK_AGAIN_S = 5.0
+BACKLOG_LOOK_MAX = 1000
+"""Waiting steps looked at to find whom to ask: enough to see who has the most."""
 ASK_EMPTY_PAUSE_S = 1.0
 """After a peer had nothing for us, how long it is not asked again."""
 RETRY_S = 2.0
@@ -306,7 +309,9 @@ class Ownership:
         """Offer what cannot run here to a peer that can; returns in how many seconds to look again."""
         if self._leaving or not self._runtime.gate_is_open():
             return RETRY_S
-        entries = await self._store.read(lambda reader: unplaceable(reader, 4 * OFFER_BATCH_MAX))
+        # Only agents that somebody has now: a thousand steps of an absent one must not hide the others.
+        agents = sorted({name for offer in self.offers() for name in offer.abilities})
+        entries = await self._store.read(lambda reader: unplaceable(reader, agents, 4 * OFFER_BATCH_MAX))
         now = self._env.clock.monotonic()
         by_peer: dict[str, list[tuple[Queued, Row]]] = {}
         for entry in entries:
@@ -318,10 +323,10 @@ class Ownership:
                 by_peer.setdefault(peers[0], []).append((entry, step))
         for peer, chosen in by_peer.items():
             await self._offer_to(peer, chosen[:OFFER_BATCH_MAX], why="its owner cannot run it")
-        waiting = [until - now for until in self._offer_waits.until.values() if until > now]
         if len(entries) == 4 * OFFER_BATCH_MAX and by_peer:
             return 0.0
-        return min(waiting) if waiting and entries else float("inf")
+        # No event tells when a peer's back-off or a returned member's dwell window ends.
+        return RETRY_S if entries else float("inf")
 
     async def _offer_to(self, peer: str, chosen: list[tuple[Queued, Row]], *, why: str) -> None:
         address = self._view.rpc_address(peer)
@@ -354,23 +359,25 @@ class Ownership:
         return msgspec.msgpack.encode(accepted)
 
     async def _ask_loop(self) -> None:
+        pause_s = float("inf")
         while True:
-            await self._ask_wake.wait()
+            with trio.move_on_after(pause_s):
+                await self._ask_wake.wait()
             self._ask_wake = trio.Event()
             await self._env.clock.sleep(ASK_PAUSE_S)
             try:
-                if await self._ask_round():
-                    self._ask_wake.set()
+                pause_s = await self._ask_round()
             except RelayMeshError as error:
                 log.info("cannot ask for work now: %s", error)
+                pause_s = RETRY_S
 
-    async def _ask_round(self) -> bool:
-        """Ask the peer with the longest backlog that we could help with; True when it gave us something."""
+    async def _ask_round(self) -> float:
+        """Ask the peer with the longest backlog that we could help with; returns in how many seconds to look again."""
         idle = self._runtime.idle_slots
         if not idle or self._leaving or not self._runtime.gate_is_open() or self._store.failed:
-            return False
+            return float("inf")
         if self._me not in self._view.placeable():
-            return False
+            return RETRY_S
         mine = self._offer()
         now = self._env.clock.monotonic()
         backlogs = await self._store.read(lambda reader: _backlogs(reader, mine, self._me))
@@ -383,9 +390,10 @@ class Ownership:
             ):
                 continue
             if await self._ask(owner, address, 2 * idle, mine):
-                return True
+                return 0.0
             self._ask_waits.until[owner] = self._env.clock.monotonic() + ASK_EMPTY_PAUSE_S
-        return False
+        # Backlogs that nobody gives from: blocked steps, or an owner for which our dwell window has not ended yet.
+        return ASK_AGAIN_S if backlogs else float("inf")
 
     async def _ask(self, owner: str, address: Address, want: int, mine: Offer) -> bool:
         request = AskRequest(want, sorted(mine.abilities), dict(mine.labels))
@@ -417,7 +425,7 @@ class Ownership:
 
         moved = await self._store.write(give)
         self.handed_over_total += len(moved)
-        return encode_rows(await self._store.read(lambda reader: _with_payloads(reader, moved)))
+        return encode_rows(await self._store.read(lambda reader: _with_needs(reader, moved)))
 
     async def announce(self, labels: Mapping[str, str], slots: int, version: str) -> None:
         """Publish what this node can run, if that differs from what its profile says now: no write without a change."""
@@ -463,25 +471,34 @@ def _open_steps_of(reader: Reader, owners: list[str]) -> list[Row]:
 
 
 def _backlogs(reader: Reader, mine: Offer, me: str) -> list[tuple[str, int]]:
+    """Owners of runnable steps that we could run, longest backlog first, as far as this replica knows."""
     names = sorted(mine.abilities)
     if not names:
         return []
-    return [
-        (str(owner), int(count))
-        for owner, count in reader.sql(
-            "SELECT owner, count(*) FROM steps WHERE rank = 0 AND deleted = 0 AND status = 'PENDING' AND owner <> ? "
-            f"AND agent IN ({','.join('?' * len(names))}) "
-            "GROUP BY owner ORDER BY count(*) DESC",
-            (me, *names),
-        )
-    ]
+    found = reader.sql(
+        "SELECT owner, count(*) FROM (SELECT owner FROM steps AS step WHERE rank = 0 AND deleted = 0 "
+        f"AND status = 'PENDING' AND owner <> ? AND agent IN ({','.join('?' * len(names))}) "
+        # A step that waits for a parent is no backlog; below a dead letter it would be asked for for ever.
+        "AND NOT EXISTS (SELECT 1 FROM json_each(step.depends_on) AS needed WHERE NOT EXISTS (SELECT 1 FROM steps "
+        "AS parent WHERE parent.namespace = step.namespace AND parent.task_id = step.task_id "
+        "AND parent.name = needed.value AND parent.status = 'SUCCESS' AND parent.deleted = 0)) LIMIT ?) "
+        "GROUP BY owner ORDER BY count(*) DESC, owner",
+        (me, *names, BACKLOG_LOOK_MAX),
+    )
+    return [(str(owner), int(count)) for owner, count in found]
 
 
-def _with_payloads(reader: Reader, steps: Iterable[Row]) -> list[Row]:
-    """The steps, each preceded by the payload row it refers to, so that the new owner can start at once."""
+def _with_needs(reader: Reader, steps: Iterable[Row]) -> list[Row]:
+    """The steps, each preceded by its task (trace, cancel flag) and its payload, so that the new owner can start."""
     rows: list[Row] = []
     room = PAYLOAD_BYTES_WITH_ROWS_MAX
+    told: dict[str, None] = {}
     for step in steps:
+        task_id = step.text("task_id")
+        task = reader.get("tasks", step.namespace, task_id) if task_id not in told else None
+        told[task_id] = None
+        if task is not None:
+            rows.append(task)
         reference = step.text("input_ref")
         payload = reader.get("payloads", step.namespace, reference) if reference else None
         if payload is not None:

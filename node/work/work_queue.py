@@ -155,9 +155,11 @@ def next_due_ms(reader: Reader, now_ms: int) -> int | None:
     return None if due is None else int(due)
 
 
-def unplaceable(reader: Reader, limit: int) -> list[Queued]:
-    """Entries that this node owns but cannot run, oldest first."""
+def unplaceable(reader: Reader, agents: Sequence[str], limit: int) -> list[Queued]:
+    """Entries of these agents that this node owns but cannot run, oldest first."""
     found = reader.sql(
-        "SELECT namespace, step_id, agent FROM queue WHERE runnable = 0 ORDER BY enqueued_hlc LIMIT ?", (limit,)
+        f"SELECT namespace, step_id, agent FROM queue WHERE runnable = 0 AND agent IN ({','.join('?' * len(agents))}) "
+        "ORDER BY enqueued_hlc LIMIT ?",
+        (*agents, limit),
     )
     return [Queued(*row) for row in found]
