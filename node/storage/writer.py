@@ -220,7 +220,6 @@ class Writer:
             raise
         if batch.written:
             ledger.count("rows_written", sum(map(len, batch.written)))
-        ledger.count("commits")
         ledger.count("requests", len(requests))
         return batch
 
@@ -242,6 +241,7 @@ class Writer:
             # Stamps must go on rising after a restart on a host whose clock begins in 1970.
             self._set_meta(_META_HLC, str(ledger.hlc.last).encode())
         execute("COMMIT")
+        ledger.count("commits")
         if minted:
             if ledger.mint_wanted == minted:
                 ledger.mint_wanted = ""
