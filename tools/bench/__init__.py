@@ -1,0 +1,125 @@
+"""`relaymesh bench`: figures of this machine, printed as a table or, with --json, as one object. Not tests: nothing
+fails for being slow. Compare ratios within one run; a busy machine halves the rest.
+
+Each module measures one thing: `store`, `submits`, `packets`, `tasks`, `idle`. `load` is the clients, `machine` reads
+/proc, `report` prints.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mesh.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tools.bench.report import Report
+
+app = typer.Typer(
+    name="bench", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+DirectoryOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--directory",
+        metavar="DIR",
+        help="Where databases are made and removed again; choose the disk to measure. [default: the temporary folder]",
+    ),
+]
+
+
+@app.callback()
+def _bench() -> None:
+    """Measure this machine. Every command prints its parameters, so that a run can be repeated."""
+
+
+def _run(measure: Callable[[Path], Report], directory: Path | None, *, json: bool) -> None:
+    if directory is not None and not directory.is_dir():
+        raise ConfigError(f"--directory {directory} is no directory: create it first")
+    with tempfile.TemporaryDirectory(prefix="relaymesh-bench-", dir=directory) as scratch:
+        report = measure(Path(scratch))
+    report.show(json=json)
+
+
+@app.command("store")
+def _store(
+    seconds: Annotated[float, typer.Option(min=0.01, max=600, help="At each concurrency.")] = 5.0,
+    directory: DirectoryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Durable submits per second through the store, beside SQLite alone on the same disk."""
+    from tools.bench.store import bench_store
+
+    _run(lambda scratch: bench_store(scratch, seconds=seconds), directory, json=json)
+
+
+@app.command("submits")
+def _submits(
+    count: Annotated[int, typer.Option(min=1, max=1_000_000)] = 10_000,
+    clients: Annotated[int, typer.Option(min=1, max=256)] = 16,
+    directory: DirectoryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Durable submits per second through a real node, from concurrent clients."""
+    from tools.bench.submits import bench_submits
+
+    _run(lambda scratch: bench_submits(scratch, count=count, clients=clients), directory, json=json)
+
+
+@app.command("packets")
+def _packets(
+    count: Annotated[int, typer.Option(min=10, max=100_000, help="Datagrams of each kind.")] = 5_000,
+    directory: DirectoryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Gossip datagrams verified, decoded and applied per second, beside their cryptography alone."""
+    from tools.bench.packets import bench_packets
+
+    _run(lambda scratch: bench_packets(scratch, count=count), directory, json=json)
+
+
+@app.command("tasks")
+def _tasks(
+    count: Annotated[int, typer.Option(min=1, max=1_000_000)] = 5_000,
+    nodes: Annotated[int, typer.Option(min=1, max=20)] = 1,
+    agent: Annotated[str, typer.Option(help="`echo` runs in the node, `python` in agent processes.")] = "python",
+    clients: Annotated[int, typer.Option(min=1, max=256)] = 64,
+    slots: Annotated[int, typer.Option(min=1, max=256, help="Of each node.")] = 4,
+    paced: Annotated[int, typer.Option(min=0, max=100_000, help="Tasks one at a time, after the burst.")] = 200,
+    directory: DirectoryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Tasks from submit to SUCCESS through real nodes: rate, latency, CPU and memory."""
+    from tools.bench.tasks import AGENTS, bench_tasks
+
+    if agent not in AGENTS:
+        raise ConfigError(f"--agent {agent}: choose one of {', '.join(AGENTS)}")
+    _run(
+        lambda scratch: bench_tasks(
+            scratch, count=count, nodes=nodes, agent=agent, clients=clients, slots=slots, paced=paced
+        ),
+        directory,
+        json=json,
+    )
+
+
+@app.command("idle")
+def _idle(
+    seconds: Annotated[float, typer.Option(min=0.1, max=3600)] = 60.0,
+    nodes: Annotated[int, typer.Option(min=1, max=50)] = 3,
+    profile: Annotated[str, typer.Option(help="local, lan or wan.")] = "lan",
+    directory: DirectoryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """CPU, writes, memory and traffic of a mesh that has nothing to do."""
+    from tools.bench.idle import bench_idle
+
+    _run(
+        lambda scratch: bench_idle(scratch, nodes=nodes, seconds=seconds, profile=profile), directory, json=json
+    )
