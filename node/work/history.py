@@ -59,7 +59,8 @@ OWNERSHIP = (
 )
 """What `ownership-events` shows."""
 
-DETAIL_CHARS_MAX = 4096
+DETAIL_CHARS_MAX = 8192
+"""Of the JSON. Escapes make a text up to twelve times longer, so callers cannot know beforehand what fits."""
 
 
 def record(
@@ -67,8 +68,7 @@ def record(
 ) -> None:
     """Tell that `action` happened to the lease which `step` records, as seen by `node`."""
     fence = Fence.of(step, step.text("owner") or node).encode()
-    text = json.dumps(detail, separators=(",", ":"), default=str)
-    assert len(text) <= 2 * DETAIL_CHARS_MAX, "callers bound what they tell"
+    text = _told(detail)
     key = content_id("evt", step.key.encode(), action.encode(), fence.encode(), node.encode())
     if tx.get("history", step.namespace, key) is not None:
         return
@@ -86,3 +86,13 @@ def record(
             "detail": text,
         },
     )
+
+
+def _told(detail: dict[str, Any]) -> str:
+    """The detail as JSON within its limit. What is too long is shortened: a log from its front, all else from its end."""
+    while len(text := json.dumps(detail, separators=(",", ":"), default=str)) > DETAIL_CHARS_MAX:
+        name = max(detail, key=lambda each: len(json.dumps(detail[each], default=str)))
+        value = str(detail[name])
+        half = len(value) // 2
+        detail = {**detail, name: value[-half:] if name == "log" else value[:half]}
+    return text

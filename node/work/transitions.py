@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mesh.errors import ConflictError, NotFoundError
+from mesh.errors import ConflictError, LimitError, NotFoundError
 from mesh.fences import Fence
 from mesh.placement import Offer
 from mesh.rows import Row
@@ -181,6 +181,7 @@ def claim(
     """Open a lease (epoch + 1) on a queued step of ours; None when it is not ours to run any more.
 
     A node dispatches only under an epoch that it opened itself, so a row which merely names it as owner is no licence.
+    NotFoundError, with nothing written, when the step's input has not arrived here yet.
     """
     step = tx.get("steps", entry.namespace, entry.step_id)
     if step is None or step.deleted or step.text("owner") != me or step_status(step).is_terminal:
@@ -191,6 +192,9 @@ def claim(
         _cancel_step(tx, step, me, task)
         return None
     parents, used = _parents(tx, step)
+    # Before the lease opens: the caller goes on with other steps in this transaction, and a lease without a run would
+    # stay RUNNING for ever.
+    payload = load_payload(tx, step, "input")
     claimed = tx.put(
         "steps",
         step.namespace,
@@ -218,7 +222,7 @@ def claim(
         # The parent id is derived from the step, so that a retry on another node continues the same trace.
         traceparent=f"00-{trace_id or '0' * 31 + '1'}-{claimed.key[-16:]}-01",
         timeout_s=timeout_s(claimed.text("agent"), claimed.integer("timeout_ms")),
-        payload=load_payload(tx, claimed, "input"),
+        payload=payload,
         parents=parents,
     )
     return Claimed(claimed, job)
@@ -240,12 +244,18 @@ def holds_lease(tx: Reader, claimed: Row, me: str) -> Row | None:
 
     A higher cluster epoch also ends every lease: from then on this node's own commit is one that it must refuse.
     """
+    current = _same_lease(tx, claimed, me)
+    return current if current is not None and cluster_epoch(tx) <= current.cluster_epoch else None
+
+
+def _same_lease(tx: Reader, claimed: Row, me: str) -> Row | None:
+    """The current row while nobody wrote it since this node claimed it, whatever the cluster epoch is now."""
     current = tx.get("steps", claimed.namespace, claimed.key)
     if current is None or current.deleted or current.text("owner") != me:
         return None
     if Fence.of(current, me) != Fence.of(claimed, me) or step_status(current) is not Status.RUNNING:
         return None
-    return current if cluster_epoch(tx) <= current.cluster_epoch else None
+    return current
 
 
 def finish(
@@ -260,7 +270,12 @@ def finish(
         history.record(tx, claimed, Action.LOGGED, node=me, log=outcome.log)
     current = holds_lease(tx, claimed, me)
     if current is None:
+        ended = _ended_by_us(tx, claimed, me, reopen=reopen)
+        if ended is not None:
+            return Finished(True, ended)
         _record_refused(tx, claimed, outcome, me)
+        # Refused for the cluster epoch alone, the step is still ours, and nobody else would ever start it again.
+        requeue(tx, claimed, me=me, action=Action.REQUEUED, why="a higher cluster epoch was learned")
         return Finished(False, None)
     if reopen:
         current = tx.put(
@@ -268,10 +283,15 @@ def finish(
         )
     task = tx.get("tasks", current.namespace, current.text("task_id"))
     if outcome.kind == "success":
-        inline, reference = store_payload(tx, current.namespace, outcome.result)
-        row = _end(tx, current, Status.SUCCESS, result=inline, result_ref=reference, last_error=None)
-        return Finished(True, row)
-    error = outcome.error[:ERROR_CHARS_MAX]
+        try:
+            inline, reference = store_payload(tx, current.namespace, outcome.result)
+        except LimitError as error:
+            outcome = Outcome(kind="rejected", error=f"its result cannot be stored: {error}")
+        else:
+            row = _end(tx, current, Status.SUCCESS, result=inline, result_ref=reference, last_error=None)
+            return Finished(True, row)
+    # Python's texts may hold halves of surrogate pairs (undecodable file names do); no column keeps those.
+    error = outcome.error[:ERROR_CHARS_MAX].encode(errors="replace").decode()
     attempt = current.integer("attempt")
     history.record(tx, current, Action.FAILED, node=me, kind=outcome.kind, error=error[:512], attempt=attempt)
     if task is not None and is_cancel_requested(task, current):
@@ -289,6 +309,19 @@ def finish(
         },
     )
     return Finished(True, row)
+
+
+def _ended_by_us(tx: Reader, claimed: Row, me: str, *, reopen: bool) -> Row | None:
+    """The row if this run's end is what it says already: its commit failed, and had happened all the same."""
+    current = tx.get("steps", claimed.namespace, claimed.key)
+    if current is None or current.node != me or current.text("owner") != me or step_status(current) is Status.RUNNING:
+        return None
+    same_run = (current.generation, current.integer("claim_life"), current.integer("attempt")) == (
+        claimed.generation,
+        claimed.integer("claim_life"),
+        claimed.integer("attempt"),
+    )
+    return current if same_run and current.lease_epoch == claimed.lease_epoch + reopen else None
 
 
 def _end(tx: Transaction, step: Row, status: Status, **values: Value) -> Row:
@@ -325,9 +358,9 @@ def abort(tx: Transaction, claimed: Row, *, me: str, why: str) -> None:
 
 
 def requeue(tx: Transaction, claimed: Row, *, me: str, action: Action, why: str) -> Row | None:
-    """Give up a run of ours without counting the attempt: waiting again, under a new epoch."""
-    current = tx.get("steps", claimed.namespace, claimed.key)
-    if current is None or current.text("owner") != me or step_status(current) is not Status.RUNNING:
+    """Give up a run of ours without counting the attempt: waiting again, under a new epoch. None if its lease moved."""
+    current = _same_lease(tx, claimed, me)
+    if current is None:
         return None
     history.record(tx, current, action, node=me, why=why)
     return tx.put(
@@ -485,12 +518,18 @@ def obey_cancel(tx: Transaction, task: Row, *, me: str) -> None:
 
 
 def cancel_run(tx: Transaction, claimed: Row, *, me: str) -> Row | None:
-    """End a run of ours whose process was stopped because of a cancel."""
-    current = holds_lease(tx, claimed, me)
+    """End a run of ours whose process was stopped because of a cancel.
+
+    A higher cluster epoch changes nothing: the step is not to be run under that one either. A replay that withdrew the
+    cancel meanwhile does: then the step waits again.
+    """
+    current = _same_lease(tx, claimed, me)
     if current is None:
         return None
     task = tx.get("tasks", current.namespace, current.text("task_id"))
-    return _cancel_step(tx, current, me, task) if task is not None else None
+    if task is None or not is_cancel_requested(task, current):
+        return requeue(tx, claimed, me=me, action=Action.RELEASED, why="its cancel was withdrawn by a replay")
+    return _cancel_step(tx, current, me, task)
 
 
 def _cancel_step(tx: Transaction, step: Row, me: str, task: Row) -> Row:
