@@ -135,8 +135,9 @@ class Demo:
         )
         task_id: str = answer["taskId"]
         self._report.task_id = task_id
+        batches = "one batch" if len(self._batches) == 1 else f"{len(self._batches)} batches"
         self._say(
-            f"{NODE_IDS[0]} took task {task_id}: {len(self._batches)} batches, hashed by a shell script and counted by "
+            f"{NODE_IDS[0]} took task {task_id}: {batches}, hashed by a shell script and counted by "
             f"a Python agent, each step holding its slot a little so that you can watch; one step merges"
         )
         return task_id
