@@ -8,6 +8,7 @@ the vector is joined with the last chunk. A vector that ran ahead of its rows wo
 from __future__ import annotations
 
 import logging
+import statistics
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -15,6 +16,7 @@ import msgspec
 import trio
 
 from mesh.errors import RelayMeshError
+from mesh.hlc import DRIFT_MAX_MS
 from mesh.ids import Address, Origin
 from mesh.row_codec import CHUNK_LIMITS, decode_rows, encode_rows
 from mesh.rows import Row
@@ -28,8 +30,7 @@ from node.storage.transaction import Transaction
 log = logging.getLogger(__name__)
 
 CHUNK_ROWS_MAX = 500
-APPLY_ROWS_MAX = 500
-"""Rows applied in one transaction: local writers wait at most this long (a few milliseconds) behind a pull."""
+"""Rows that travel together, and are applied in one transaction: local writers wait a few milliseconds behind it."""
 PULLS_AT_ONCE_MAX = 3
 PAUSE_S = 0.05
 """Two pulls from one peer are at least this far apart, so that a busy peer is asked for many rows at a time."""
@@ -44,6 +45,8 @@ class PullEnd(msgspec.Struct, array_like=True):
     vector: bytes
     known_of_you: int
     """The highest sequence that the responder has seen of the requester's own origin."""
+    physical_ms: int
+    """The responder's time, as its stamps have it: compared, never obeyed."""
 
 
 class PullRequest(msgspec.Struct, array_like=True):
@@ -63,7 +66,9 @@ async def serve_pull(store: Store, body: bytes, send: Callable[[bytes], Awaitabl
         chunk = await store.read(partial(_chunk, theirs=theirs, after=cursor))
         rows = encode_rows(chunk.rows)
         if chunk.vector is not None:
-            return msgspec.msgpack.encode(PullEnd(rows, chunk.vector.to_wire(), chunk.vector.head(origin)))
+            return msgspec.msgpack.encode(
+                PullEnd(rows, chunk.vector.to_wire(), chunk.vector.head(origin), store.physical_ms())
+            )
         await send(rows)
         cursor = chunk.cursor
 
@@ -95,6 +100,8 @@ class Puller:
         self._wanted: dict[str, float] = {}
         self._failures: dict[str, int] = {}
         self._active: set[str] = set()
+        self._offsets_ms: dict[str, int] = {}
+        """How far each peer's time was ahead of ours when it last answered."""
         self._wake = trio.Event()
         self.pulls_total = 0
         self.rows_total = 0
@@ -176,19 +183,40 @@ class Puller:
         received += len(rows)
         vector = VersionVector.from_wire(end.vector)
         await self._apply(rows, vector)
+        self._keep_time(node_id, end.physical_ms)
         self.pulls_total += 1
         self.rows_total += received
         self._on_finished(token)
         return received
 
+    def _keep_time(self, node_id: str, their_ms: int) -> None:
+        """Compare clocks with a peer that just answered, and follow the host's date where the peers agree with it.
+
+        A host without a clock chip starts in 1970 and may never learn better: when the peers' median is further ahead
+        than a stamp may be, this node follows the median instead. Forward only, and stamps never go back anyway.
+        """
+        clock, now = self._store.physical_clock, self._env.clock.monotonic()
+        ours_ms = clock.now_ms(now)
+        self._offsets_ms[node_id] = their_ms - ours_ms
+        median_ms = ours_ms + int(statistics.median(self._offsets_ms.values()))
+        moved_ms = 0
+        if clock.reanchor(int(self._env.clock.wall() * 1000), now, median_ms):
+            moved_ms = clock.now_ms(now) - ours_ms
+        elif median_ms - ours_ms > DRIFT_MAX_MS:
+            clock.reanchor(median_ms, now, None)
+            moved_ms = median_ms - ours_ms
+            log.warning("this host's date is wrong: its stamps follow the peers' median, %d s ahead", moved_ms // 1000)
+        for peer in self._offsets_ms:
+            self._offsets_ms[peer] -= moved_ms
+
     async def _apply(self, rows: list[Row], vector: VersionVector | None = None) -> None:
-        for start in range(0, len(rows), APPLY_ROWS_MAX):
-            batch = rows[start : start + APPLY_ROWS_MAX]
-            await self._store.write(partial(_merge_all, rows=batch), remote=True, rows=len(batch))
-        if vector is not None and self._store.vector.missing_from(vector):
-            await self._store.write(lambda tx: tx.join(vector), remote=True)
+        # A chunk holds whole requests, so it is applied whole.
+        if rows or (vector is not None and self._store.vector.missing_from(vector)):
+            await self._store.write(partial(_merge_all, rows=rows, vector=vector), remote=True, rows=len(rows))
 
 
-def _merge_all(tx: Transaction, rows: list[Row]) -> None:
+def _merge_all(tx: Transaction, *, rows: list[Row], vector: VersionVector | None) -> None:
     for row in rows:
         tx.merge(row)
+    if vector is not None:
+        tx.join(vector)
