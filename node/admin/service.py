@@ -51,7 +51,7 @@ class AdminService:
         """Carry out one request. Errors of mesh.errors go back to the caller as they are."""
         try:
             request = msgspec.msgpack.decode(body, type=AdminRequest)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"not an admin request: {error}") from error
         command = self._commands.get(request.command)
         if command is None:
