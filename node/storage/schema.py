@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import apsw
 
@@ -37,6 +37,10 @@ _TYPES: dict[ColumnKind, str] = {"text": "TEXT", "int": "INTEGER", "real": "REAL
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
+UPDATES_MAX = 64
+"""Update statements remembered for each table. The work layer needs about ten; a peer's rows may change anything."""
+
+
 @dataclass(frozen=True, slots=True)
 class TableSql:
     """The statements for one replicated table, made once so that SQLite's statement cache finds them by text."""
@@ -49,11 +53,25 @@ class TableSql:
     get: str
     insert: str
     """Takes METADATA, the digest, the columns and `ext`, then namespace and key."""
-    update: str
-    """The same, then the rowid."""
     by_dot: str
     sums: str
     range_sum: str
+    _updates: dict[tuple[str, ...], str] = field(default_factory=dict, repr=False, compare=False)
+
+    def update(self, changed: tuple[str, ...]) -> str:
+        """Takes METADATA, the digest, these of the columns and `ext`, then the rowid.
+
+        SQLite rewrites the indexes of all columns that a statement names, whether or not their values differ. A status
+        change that named all columns would touch a page of every index.
+        """
+        statement = self._updates.get(changed)
+        if statement is None:
+            if len(self._updates) >= UPDATES_MAX:
+                self._updates.clear()
+            written = [*(name for name, _ in METADATA), *_DIGEST, *changed, "ext"]
+            assignments = ", ".join(f'"{name}" = ?' for name in written)
+            statement = self._updates[changed] = f'UPDATE "{self.table.name}" SET {assignments} WHERE rowid = ?'
+        return statement
 
 
 def table_sql(table: Table) -> TableSql:
@@ -72,7 +90,6 @@ def table_sql(table: Table) -> TableSql:
         select=select,
         get=f"{select} WHERE namespace = ? AND key = ?",
         insert=f'INSERT INTO "{table.name}" ({", ".join(written)}, namespace, key) VALUES ({marks})',
-        update=f'UPDATE "{table.name}" SET {", ".join(f"{name} = ?" for name in written)} WHERE rowid = ?',
         by_dot=f"{select} WHERE oid = ? AND seq BETWEEN ? AND ? ORDER BY seq",
         sums=f'SELECT oid, count(*), sum(d1), sum(d2) FROM "{table.name}" GROUP BY oid',
         range_sum=f'SELECT count(*), ifnull(sum(d1), 0), ifnull(sum(d2), 0) FROM "{table.name}" '

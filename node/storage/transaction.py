@@ -30,6 +30,8 @@ HOOK_DEPTH_MAX = 8
 """Hooks that write rows call hooks; deeper than this they chase each other."""
 QUARANTINE_ROWS_MAX = 10_000
 """The oldest go first. What is lost by that, verification against a peer finds again."""
+ROWS_REMEMBERED_MAX = 4_096
+"""Rows that a batch need not read twice. Beyond that it begins to remember anew."""
 META_RESERVED = "engine."
 """Prefix of the small local values that belong to the store itself."""
 
@@ -60,6 +62,9 @@ class Ledger:
     mint_wanted: str = ""
     """Why the next batch must begin with a new origin; empty when it must not."""
     future_parked: bool = False
+    rows: dict[tuple[str, str, str], tuple[int | None, Row | None]] = field(default_factory=dict)
+    """Rows as the open transaction sees them, by table, namespace and key. Nobody else writes meanwhile. Emptied when
+    the transaction ends, and whenever a part of it is undone."""
     hooks: dict[str, list[Hook]] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
 
@@ -86,10 +91,19 @@ class Transaction(Reader):
         """The stamp of this request: all its rows carry it."""
         return self._request_stamp().hlc
 
+    @property
+    def now_ms(self) -> int:
+        """Physical time of this batch, in milliseconds since 1970: for durations on this node, which stamps are not."""
+        return self._ledger.now_ms
+
     def _request_stamp(self) -> Stamp:
         if self._stamp is None:
             self._stamp = Stamp(self._ledger.origin, self._ledger.hlc.tick(self._ledger.now_ms))
         return self._stamp
+
+    def get(self, table: str, namespace: str, key: str) -> Row | None:
+        """The current version of a row, also when it is a tombstone (`row.deleted`); None when it never existed."""
+        return self._current(self._tables[table], namespace, key)[1]
 
     def put(
         self,
@@ -172,6 +186,7 @@ class Transaction(Reader):
         except Exception as error:
             self._connection.execute("ROLLBACK TO merge")
             self._connection.execute("RELEASE merge")
+            self._ledger.rows.clear()
             self._origins.load(self._connection)
             del self._written[mark[0] :], self._changes[mark[1] :]
             self._depth, self._ledger.next_seq = mark[2], mark[3]
@@ -231,8 +246,22 @@ class Transaction(Reader):
         return tuple(written.values()), tuple(changes.values()), self._seen
 
     def _current(self, sql: TableSql, namespace: str, key: str) -> tuple[int | None, Row | None]:
+        remembered = self._ledger.rows.get((sql.table.name, namespace, key))
+        if remembered is not None:
+            return remembered
         found = self._connection.execute(sql.get, (namespace, key)).fetchone()
-        return (None, None) if found is None else (int(found[0]), self._row(sql, found))
+        if found is None:
+            return self._remember(sql, namespace, key, None, None)
+        return self._remember(sql, namespace, key, int(found[0]), self._row(sql, found))
+
+    def _remember(
+        self, sql: TableSql, namespace: str, key: str, rowid: int | None, row: Row | None
+    ) -> tuple[int | None, Row | None]:
+        rows = self._ledger.rows
+        if len(rows) >= ROWS_REMEMBERED_MAX:
+            rows.clear()
+        known = rows[sql.table.name, namespace, key] = rowid, row
+        return known
 
     def _become_current(self, sql: TableSql, rowid: int | None, before: Row | None, row: Row, *, local: bool) -> None:
         ledger = self._ledger
@@ -240,7 +269,7 @@ class Transaction(Reader):
         unknown = None
         if not values.keys() <= sql.declared:
             unknown = encode_values({name: value for name, value in values.items() if name not in sql.declared})
-        stored = (
+        metadata = (
             row.generation,
             row.deleted,
             row.rank,
@@ -252,13 +281,16 @@ class Transaction(Reader):
             self._origins.intern(self._connection, row.origin),
             row.seq,
             *row_digest(row),
-            *map(values.get, sql.columns),
-            unknown,
         )
-        if rowid is None:
-            self._connection.execute(sql.insert, (*stored, row.namespace, row.key))
+        if rowid is None or before is None:
+            columns = map(values.get, sql.columns)
+            self._connection.execute(sql.insert, (*metadata, *columns, unknown, row.namespace, row.key))
+            rowid = self._connection.last_insert_rowid()
         else:
-            self._connection.execute(sql.update, (*stored, rowid))
+            old = before.values.get
+            changed = tuple([name for name in sql.columns if old(name) != values.get(name)])
+            self._connection.execute(sql.update(changed), (*metadata, *map(values.get, changed), unknown, rowid))
+        self._remember(sql, row.namespace, row.key, rowid, row)
         self._changes.append(Change(before, row, local))
         hooks = ledger.hooks.get(row.table)
         if hooks is not None:

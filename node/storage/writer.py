@@ -218,6 +218,8 @@ class Writer:
         except BaseException:
             self._roll_back()
             raise
+        finally:
+            ledger.rows.clear()
         if batch.written:
             ledger.count("rows_written", sum(map(len, batch.written)))
         ledger.count("requests", len(requests))
@@ -264,6 +266,7 @@ class Writer:
                 raise apsw.IOError(f"the transaction ended by itself: {error}") from error
             execute("ROLLBACK TO request")
             execute("RELEASE request")
+            ledger.rows.clear()
             ledger.next_seq = first_seq
             ledger.origins.load(ledger.connection)
             return
