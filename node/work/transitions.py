@@ -285,8 +285,8 @@ def finish(
     if outcome.kind == "success":
         try:
             inline, reference = store_payload(tx, current.namespace, outcome.result)
-        except LimitError as error:
-            outcome = Outcome(kind="rejected", error=f"its result cannot be stored: {error}")
+        except LimitError as refusal:
+            outcome = Outcome(kind="rejected", error=f"its result cannot be stored: {refusal}")
         else:
             row = _end(tx, current, Status.SUCCESS, result=inline, result_ref=reference, last_error=None)
             return Finished(True, row)
