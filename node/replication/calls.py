@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+import msgspec
+
+from mesh.errors import FrameError
 from mesh.ids import Address
+
+T = TypeVar("T")
 
 
 class Caller(Protocol):
@@ -27,3 +32,14 @@ class Caller(Protocol):
         UnavailableError when nobody answers.
         """
         ...
+
+
+def decode(body: bytes, wanted: type[T]) -> T:
+    """A body of another node as the type that its verb promises, or FrameError.
+
+    A peer may run another release. Its nonsense must cost one call, never this process.
+    """
+    try:
+        return msgspec.msgpack.decode(body, type=wanted)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise FrameError(f"not a {wanted.__name__}: {error}") from None

@@ -22,7 +22,7 @@ from mesh.row_codec import CHUNK_LIMITS, decode_rows, encode_rows
 from mesh.rows import Row
 from mesh.version_vector import VersionVector
 from node.env import Env
-from node.replication.calls import Caller
+from node.replication.calls import Caller, decode
 from node.storage.reader import Chunk, PullCursor, Reader
 from node.storage.store import Store
 from node.storage.transaction import Transaction
@@ -58,7 +58,7 @@ class PullRequest(msgspec.Struct, array_like=True):
 
 async def serve_pull(store: Store, body: bytes, send: Callable[[bytes], Awaitable[None]]) -> bytes:
     """Answer one pull: parts of whole requests, then `PullEnd`."""
-    request = msgspec.msgpack.decode(body, type=PullRequest)
+    request = decode(body, PullRequest)
     theirs = VersionVector.from_wire(request.vector)
     origin = Origin(*request.origin)
     cursor: PullCursor | None = None
@@ -175,7 +175,7 @@ class Puller:
         answer = await self._calls.call(
             address, "pull", body, expect=node_id, timeout_s=PULL_TIMEOUT_S, on_part=apply_part
         )
-        end = msgspec.msgpack.decode(answer, type=PullEnd)
+        end = decode(answer, PullEnd)
         if origin == self._store.origin and end.known_of_you > self._store.vector.head(origin):
             # Somebody was told more by us than we remember: our disk lost a tail. Those numbers must never be reused.
             await self._store.mint_origin(f"{node_id} knows more of this node than its own database does")

@@ -17,7 +17,7 @@ from mesh.ids import Address, Origin
 from mesh.row_codec import CHUNK_LIMITS, decode_rows, encode_rows
 from mesh.rows import Row
 from mesh.version_vector import VersionVector
-from node.replication.calls import Caller
+from node.replication.calls import Caller, decode
 from node.storage.reader import Reader
 from node.storage.store import Store
 from node.storage.transaction import Transaction
@@ -73,7 +73,7 @@ class VerifyResult(msgspec.Struct, frozen=True):
 
 async def serve_verify(store: Store, body: bytes) -> bytes:
     """Compare a peer's sums with ours."""
-    request = msgspec.msgpack.decode(body, type=VerifyRequest)
+    request = decode(body, VerifyRequest)
     theirs = {Origin(node, incarnation): tuple(total) for node, incarnation, total in request.sums}
     vector, sums = await store.read(_vector_and_sums)
     if VersionVector.from_wire(request.vector).digest() != vector.digest():
@@ -85,7 +85,7 @@ async def serve_verify(store: Store, body: bytes) -> bytes:
 
 async def serve_ranges(store: Store, body: bytes) -> bytes:
     """Our sums for the ranges that a peer asks about."""
-    request = msgspec.msgpack.decode(body, type=RangesRequest)
+    request = decode(body, RangesRequest)
     origin = Origin(*request.origin)
     ranges = request.ranges[:BRANCHES]
     return msgspec.msgpack.encode(await store.read(partial(_range_sums, origin=origin, ranges=ranges)))
@@ -93,7 +93,7 @@ async def serve_ranges(store: Store, body: bytes) -> bytes:
 
 async def serve_rows(store: Store, body: bytes) -> bytes:
     """Our rows in a range. Requests wider than a leaf get its first rows only."""
-    request = msgspec.msgpack.decode(body, type=RowsRequest)
+    request = decode(body, RowsRequest)
     rows = await store.read(lambda reader: reader.rows_in_range(Origin(*request.origin), request.lo, request.hi))
     return encode_rows(rows[: 2 * LEAF_ROWS_MAX])
 
@@ -105,7 +105,7 @@ async def verify(store: Store, calls: Caller, node_id: str, address: Address) ->
         vector.to_wire(), [(origin.node, origin.incarnation, total) for origin, total in sorted(sums.items())]
     )
     answer = await calls.call(address, "verify", msgspec.msgpack.encode(request), expect=node_id)
-    verdict = msgspec.msgpack.decode(answer, type=VerifyAnswer)
+    verdict = decode(answer, VerifyAnswer)
     if not verdict.same_vector:
         return VerifyResult(False)
     differing = repaired = 0
@@ -136,7 +136,7 @@ async def _repair_origin(
             continue
         ranges = split(lo, hi)
         body = msgspec.msgpack.encode(RangesRequest((origin.node, origin.incarnation), ranges))
-        theirs = msgspec.msgpack.decode(await calls.call(address, "ranges", body, expect=node_id), type=list[Sum])
+        theirs = decode(await calls.call(address, "ranges", body, expect=node_id), list[Sum])
         ours = await store.read(partial(_range_sums, origin=origin, ranges=ranges))
         pending.extend(each for each, mine, other in zip(ranges, ours, theirs, strict=False) if mine != other)
     return differing, repaired
