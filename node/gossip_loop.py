@@ -67,6 +67,7 @@ class GossipLoop:
         self.refused: Counter[str] = Counter()
         """Datagrams dropped, by reason."""
         self.sent_total = 0
+        self.sent_bytes_total = 0
         self.received_total = 0
 
     @property
@@ -116,6 +117,7 @@ class GossipLoop:
             match effect:
                 case SendDatagram():
                     self.sent_total += 1
+                    self.sent_bytes_total += len(effect.data)
                     self._socket.send(effect.data, effect.address)
                 case RumorReceived():
                     self.on_rumor(effect)

@@ -177,6 +177,7 @@ class MeshCommands:
             "gatePauses": node.gate.pauses,
             "gossip": {
                 "datagramsSent": node.loop.sent_total,
+                "bytesSent": node.loop.sent_bytes_total,
                 "datagramsReceived": node.loop.received_total,
                 "refused": dict(sorted(node.loop.refused.items())),
             },

@@ -120,6 +120,4 @@ def _idle(
     """CPU, writes, memory and traffic of a mesh that has nothing to do."""
     from tools.bench.idle import bench_idle
 
-    _run(
-        lambda scratch: bench_idle(scratch, nodes=nodes, seconds=seconds, profile=profile), directory, json=json
-    )
+    _run(lambda scratch: bench_idle(scratch, nodes=nodes, seconds=seconds, profile=profile), directory, json=json)

@@ -32,17 +32,17 @@ class _Reading:
         return int(self.stats["gossip"][name])
 
 
-def bench_idle(directory: Path, *, nodes: int, seconds: float, profile: str, settle_s: float = SETTLE_S) -> Report:
+def bench_idle(directory: Path, *, nodes: int, seconds: float, profile: str) -> Report:
     """Watch `nodes` nodes for `seconds` after they have settled."""
     names = [f"idle-{index + 1}" for index in range(nodes)]
     with Cluster(directory, names, profile=profile) as cluster:
         cluster.start()
         wait_for_each_other(cluster, names)
-        time.sleep(settle_s)
+        time.sleep(SETTLE_S)
         before = {name: _read(cluster, name) for name in names}
         time.sleep(seconds)
         results = [_result(name, before[name], _read(cluster, name)) for name in names]
-    parameters = {"nodes": nodes, "seconds": seconds, "profile": profile, "settleS": settle_s}
+    parameters = {"nodes": nodes, "seconds": seconds, "profile": profile, "settleS": SETTLE_S}
     return make_report("idle", directory, parameters, results, notes=_NOTES)
 
 

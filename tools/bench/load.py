@@ -48,7 +48,7 @@ class _Client:
         self.connection.sendall(request)  # far smaller than a socket's buffer
 
     def receive(self) -> float | None:
-        """How long the answer took, None while it is not there yet. Raises what the node answered if that is an error."""
+        """How long the answer took, None while it is not there yet; raises the error that the node answered."""
         data = self.connection.recv(_RECEIVE_BYTES)
         if not data:
             raise UnavailableError("the node closed a connection of the benchmark: see its log")
@@ -105,5 +105,3 @@ def _exchange(selector: selectors.BaseSelector, clients: Sequence[_Client], requ
             if request is not None:
                 key.data.send(request)
     return LoadResult(time.perf_counter() - started, time.process_time() - cpu_started, latencies)
-
-

@@ -30,8 +30,8 @@ CONCURRENCIES = (1, 16, 128)
 PAYLOAD = b"x" * 64
 _NODE = "bench"
 _NOTES = (
-    "floor: one-row commits by SQLite alone, 16 and 128 to a commit. ratio: submits/s over the floor's rows/s; a submit",
-    "writes three rows and reads three. cpuUs: of this process, both threads, for each submit.",
+    "floor: one-row commits by SQLite alone, 16 and 128 to a commit. ratio: submits/s over the floor's rows/s; a",
+    "submit writes three rows. cpuUs: of this process, both threads, for each submit.",
 )
 
 

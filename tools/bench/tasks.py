@@ -37,7 +37,7 @@ def same(payload: bytes) -> bytes:
 _NOTES = (
     "burst: tasksPerS from the first submit to the last result; p50Us, p99Us of the time from a task's submit to its "
     "result while all others wait too. paced: one task at a time, 50 a second, as its client sees it.",
-    "nodeCpuUs: CPU for each task of all processes of all nodes, agents included. nodeRssBytes: the largest node process.",
+    "nodeCpuUs: CPU for each task of all processes of all nodes, agents included. nodeRssBytes: the largest of them.",
 )
 
 
@@ -51,9 +51,7 @@ class Finished:
     latencies_s: Sequence[float]
 
 
-def bench_tasks(
-    directory: Path, *, count: int, nodes: int, agent: str, clients: int, slots: int, paced: int
-) -> Report:
+def bench_tasks(directory: Path, *, count: int, nodes: int, agent: str, clients: int, slots: int, paced: int) -> Report:
     """Run `count` tasks through `nodes` nodes with `slots` slots each, then `paced` more one at a time."""
     agent_file = directory / "bench_agents.py"
     agent_file.write_text(_AGENT_FILE)
@@ -130,15 +128,15 @@ def _run_burst(roots: Sequence[Path], count: int, agent: str, clients: int) -> t
         last_hlc = int(databases[0].execute("SELECT ifnull(max(hlc), 0) FROM steps").get)
         load = drive(roots, submit_requests(count, agent), clients=clients)
         for database, before in zip(databases, ended_before, strict=True):
-            wait_until(
-                lambda database=database, before=before: _ended(database) >= before + count,
-                FINISH_S_MAX,
-                f"{count} tasks are done in every replica",
-            )
+            _wait_ended(database, before + count)
         return load, _finished(databases[0], last_hlc)
     finally:
         for database in databases:
             database.close()
+
+
+def _wait_ended(database: apsw.Connection, count: int) -> None:
+    wait_until(lambda: _ended(database) >= count, FINISH_S_MAX, f"{count} tasks are done in every replica")
 
 
 def _ended(database: apsw.Connection) -> int:
