@@ -27,6 +27,7 @@ from mesh.sealing import KeyRing
 from node.env import DatagramSocket, Env, PeerIdentity
 from node.gossip_loop import GossipLoop
 from node.replication import verify as verification
+from node.replication.calls import decode
 from node.replication.pull import Puller, serve_pull
 from node.replication.push import Push
 from node.settings import Settings
@@ -112,7 +113,7 @@ class Node:
         async with trio.open_nursery() as committing:
             await committing.start(self.store.run)
             await self._assemble(socket)
-            async with self.env.executor.running(), trio.open_nursery() as nursery:
+            async with trio.open_nursery() as nursery:
                 self.server = RpcServer(self._verbs(admin), cluster=self.spec.identity.certificate.cluster)
                 await serve(self.server)
                 for service in (
@@ -123,12 +124,13 @@ class Node:
                     self._keep_members,
                 ):
                     nursery.start_soon(service)
+                # The queue is made anew before the first claim: an agent of the last start may be gone.
+                await self.ownership.announce(self.spec.labels, self.spec.slots, self.spec.version)
                 await nursery.start(self.runtime.run)
                 await nursery.start(self.ownership.run)
-                await self.ownership.announce(self.spec.labels, self.spec.slots, self.spec.version)
                 await nursery.start(self.puller.run)
                 await nursery.start(self.loop.run)
-                nursery.start_soon(self._recover)
+                nursery.start_soon(self.runtime.recover_strays, self.loop.current_life)
                 nursery.start_soon(self._verify_now_and_then)
                 task_status.started()
 
@@ -304,14 +306,6 @@ class Node:
             except RelayMeshError as error:
                 log.warning("cannot remember member records: %s", error)
 
-    async def _recover(self) -> None:
-        """When the gate has opened after the start: requeue what an earlier process of this node left RUNNING."""
-        while not self.runtime.gate_is_open():
-            await self.env.clock.sleep(0.1)
-        count = await self.runtime.recover_after_crash(self.loop.current_life)
-        if count:
-            log.info("%d steps that an earlier process of this node was running wait again", count)
-
     async def _verify_now_and_then(self) -> None:
         while True:
             await self.env.clock.sleep(VERIFY_EVERY_S * (0.5 + self.env.rng.random()))
@@ -374,8 +368,8 @@ class Node:
                 return
             try:
                 answer = await self.calls.call(address, "sync", b"", expect=peer)
-                covered = dict(msgspec.msgpack.decode(answer, type=list[tuple[int, int]]))
-            except (RelayMeshError, msgspec.ValidationError) as error:
+                covered = dict(decode(answer, list[tuple[int, int]]))
+            except RelayMeshError as error:
                 log.info("peer %s did not confirm a replica: %s", peer, error)
                 return
             if covered.get(origin.incarnation, 0) >= head:

@@ -89,7 +89,7 @@ def record(
 
 
 def _told(detail: dict[str, Any]) -> str:
-    """The detail as JSON within its limit. What is too long is shortened: a log from its front, all else from its end."""
+    """The detail as JSON within its limit. What is too long is cut: a log at its front, all else at its end."""
     while len(text := json.dumps(detail, separators=(",", ":"), default=str)) > DETAIL_CHARS_MAX:
         name = max(detail, key=lambda each: len(json.dumps(detail[each], default=str)))
         value = str(detail[name])

@@ -25,7 +25,7 @@ from mesh.rows import Row
 from mesh.tables import Value
 from mesh.takeover import OwnerState, Take, is_takeable, plan
 from node.env import Env, PeerIdentity
-from node.replication.calls import Caller
+from node.replication.calls import Caller, decode
 from node.storage.reader import Reader
 from node.storage.store import Commit, Store
 from node.storage.transaction import Transaction
@@ -335,8 +335,8 @@ class Ownership:
         rows = encode_rows([step for _, step in chosen])
         try:
             answer = await self._calls.call(address, "offer", msgspec.msgpack.encode(OfferRequest(rows)), expect=peer)
-            accepted = msgspec.msgpack.decode(answer, type=int)
-        except (RelayMeshError, msgspec.ValidationError) as error:
+            accepted = decode(answer, int)
+        except RelayMeshError as error:
             log.info("peer %s did not accept %d steps: %s", peer, len(chosen), error)
             self._offer_waits.until[peer] = self._env.clock.monotonic() + RETRY_S
             return
@@ -348,7 +348,7 @@ class Ownership:
 
     async def handle_offer(self, peer: PeerIdentity, body: bytes) -> bytes:
         """A peer asks whether we would own these steps. Accepting binds nobody: ownership moves with the peer's row."""
-        request = msgspec.msgpack.decode(body, type=OfferRequest)
+        request = decode(body, OfferRequest)
         rows = decode_rows(request.rows, limits=CHUNK_LIMITS)
         usable = 0 if self._leaving or self._runtime.paused else len(rows)
         accepted = 0
@@ -411,14 +411,14 @@ class Ownership:
 
     async def handle_ask(self, peer: PeerIdentity, body: bytes) -> bytes:
         """A peer with idle slots asks for work: give it waiting steps beyond what our own slots will take next."""
-        request = msgspec.msgpack.decode(body, type=AskRequest)
+        request = decode(body, AskRequest)
         wants = Offer(node=peer.name, abilities=frozenset(request.agents), labels=request.labels)
         if self._leaving or not self._runtime.gate_is_open() or peer.name not in self._view.placeable():
             return encode_rows([])
 
         def give(tx: Transaction) -> list[Row]:
-            want = min(request.want, OFFER_BATCH_MAX)
-            waiting = transitions.queued_for(tx, wants, now_ms=tx.hlc >> 16, limit=2 * want)
+            want = max(0, min(request.want, OFFER_BATCH_MAX))  # to SQLite a negative limit is none
+            waiting = transitions.queued_for(tx, wants, now_ms=tx.now_ms, limit=2 * want)
             # At most half of what waits, as work stealing does: two idle nodes must not pass steps to and fro.
             entries = waiting[: (len(waiting) + 1) // 2]
             return transitions.hand_over(tx, entries, me=self._me, to=peer.name, why="it had idle slots and asked")

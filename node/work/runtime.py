@@ -15,7 +15,7 @@ from functools import partial
 
 import trio
 
-from mesh.errors import NotFoundError, RelayMeshError, StoreError
+from mesh.errors import NotFoundError, RelayMeshError
 from mesh.fences import Fence
 from mesh.gate import Gate
 from mesh.rows import Row
@@ -27,7 +27,7 @@ from node.work.history import Action
 from node.work.priorities import PriorityWheel
 from node.work.retries import RetryPolicy
 from node.work.status import step_status
-from node.work.tables import Status
+from node.work.tables import CLUSTER_EPOCH_KEY, Status
 from node.work.transitions import Claimed
 from node.work.work_queue import WorkQueue, next_due_ms, next_entry
 
@@ -49,10 +49,16 @@ class Run:
     step: Row
     scope: trio.CancelScope
     started: float
+    slot: int
     stopped_because: str | None = None
     """Why the runtime cancelled the scope: `cancel`, `moved`, `epoch` or `shutdown`; None while it runs."""
     reopen: bool = False
     """This process was paused during the run: it commits only under a lease epoch opened after the pause."""
+
+    @property
+    def agent(self) -> str:
+        """Whose handler it is."""
+        return self.step.text("agent")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +95,10 @@ class Runtime:
         self.on_idle: Callable[[], None] = lambda: None
         """Called when a slot found nothing to do; ownership sets it, to ask peers for work."""
         self.runs: dict[str, Run] = {}
+        self._claims: dict[int, Run] = {}
+        """What each slot claimed and has not started: the claim may be committed long before its slot is told."""
+        self._strays_found = trio.Event()
+        self._strays_found.set()
         self.paused: str | None = None
         """Why nothing new is started, for an operator (store failed, identity conflict); None when all is well."""
         self.started_total = 0
@@ -105,14 +115,21 @@ class Runtime:
             queue.on_step(tx, before, after)
             if before is not None and self._lost_result(before, after):
                 transitions.record_superseded(tx, before, after, me=self._me)
-            owner_is_new = before is None or before.text("owner") != self._me
-            if after.text("owner") == self._me and owner_is_new and not after.rank and after.node != self._me:
-                # A step that comes to us from elsewhere may come to a task whose cancel arrived before it.
+            if self._begins_to_wait(before, after):
+                # It may come to a task whose cancel was here before it.
                 task = tx.get("tasks", after.namespace, after.text("task_id"))
                 if task is not None:
                     transitions.obey_cancel(tx, task, me=self._me)
 
         return changed
+
+    def _begins_to_wait(self, before: Row | None, after: Row) -> bool:
+        """Whether a step became ours, or stopped running, without having ended. A step that we submit is no news."""
+        if after.rank or after.deleted or after.text("owner") != self._me or step_status(after) is Status.RUNNING:
+            return False
+        if before is None:
+            return after.node != self._me
+        return before.text("owner") != self._me or step_status(before) is Status.RUNNING
 
     def _lost_result(self, before: Row, after: Row) -> bool:
         return (
@@ -135,26 +152,37 @@ class Runtime:
                 wake += self._note_step(row)
             elif row.table == "tasks" and row.rank:
                 self._note_cancel(row)
-            elif row.table == "cluster":
+            elif row.table == "cluster" and row.key == CLUSTER_EPOCH_KEY:
                 self._note_cluster_epoch(row.rank)
         if wake:
             self.wake(wake)
 
     def _note_step(self, row: Row) -> int:
-        run = self.runs.get(row.key)
-        if run is not None and Fence.of(row, row.text("owner")) != Fence.of(run.step, self._me):
-            self._stop_run(run, "moved")
+        for run in self._runs_of(row.key):
+            if Fence.of(row, row.text("owner")) != Fence.of(run.step, self._me):
+                self._stop_run(run, "moved")
         status = step_status(row)
         if row.text("owner") == self._me and status is Status.PENDING:
             return 1
         if row.text("owner") == self._me and status is Status.RETRYING:
             self._due_changed.set()
-            return 0
+            return 1  # its delay may be over already
+        if row.text("owner") == self._me and status is Status.RUNNING and row.integer("claim_life") < self._life:
+            self._strays_found.set()
         # A parent that succeeded anywhere may have made several of our steps runnable.
         return row.integer("dependents") if status is Status.SUCCESS else 0
 
+    def _all_runs(self) -> list[Run]:
+        return [*self.runs.values(), *self._claims.copy().values()]
+
+    def _runs_of(self, step_id: str) -> list[Run]:
+        # Only slots between a claim and its start have an entry in `_claims`, so there is little to look through.
+        run = self.runs.get(step_id)
+        claims = [each for each in self._claims.copy().values() if each.step.key == step_id] if self._claims else []
+        return claims if run is None else [run, *claims]
+
     def _note_cancel(self, task: Row) -> None:
-        for run in self.runs.values():
+        for run in self._all_runs():
             if (
                 run.step.text("task_id") == task.key
                 and task.text("cancel_mode") == "hard"
@@ -163,7 +191,7 @@ class Runtime:
                 self._stop_run(run, "cancel")
 
     def _note_cluster_epoch(self, epoch: int) -> None:
-        for run in self.runs.values():
+        for run in self._all_runs():
             if run.step.cluster_epoch < epoch:
                 self._stop_run(run, "epoch")
 
@@ -190,7 +218,7 @@ class Runtime:
         is_open = self._gate.check(self._env.clock.monotonic())
         if was_open and not is_open:
             self._gate_shut_hlc = self._store.hlc.last
-            for run in self.runs.values():
+            for run in self._all_runs():
                 run.reopen = True
         elif is_open and not was_open:
             self.on_gate_opened()
@@ -223,17 +251,17 @@ class Runtime:
             watchers.start_soon(self._wake_due_retries)
             watchers.start_soon(self._sweep_orphans)
             async with trio.open_nursery() as slots:
-                for _ in range(self._limits.slots):
-                    slots.start_soon(self._slot)
+                for slot in range(self._limits.slots):
+                    slots.start_soon(self._slot, slot)
                 task_status.started()
             watchers.cancel_scope.cancel()
 
-    async def _slot(self) -> None:
+    async def _slot(self, slot: int) -> None:
         claimed: Claimed | None = None
         while not self._stopping:
             if claimed is None:
                 seen = self._arrivals
-                claimed = await self._claim_patiently()
+                claimed = await self._claim_patiently(slot)
                 if self._deferred:
                     self._deferred = False
                     self._due_changed.set()
@@ -241,30 +269,32 @@ class Runtime:
                     self.on_idle()
                     await self._parked.park()
                 continue
-            claimed = await self._run_one(claimed)
+            claimed = await self._run_one(claimed, slot)
         if claimed is not None:
             # Claimed together with the last commit, but never started: hand it back as it was.
             await self._settle(partial(self._hand_back, step=claimed.step))
 
-    async def _claim_patiently(self) -> Claimed | None:
+    async def _claim_patiently(self, slot: int) -> Claimed | None:
         if self.paused is not None:
             return None
         self.gate_is_open()
         try:
-            return await self._store.write(self._claim)
+            return await self._store.write(partial(self._claim, slot=slot))
         except RelayMeshError as error:
             log.warning("cannot claim work: %s", error)
+            self._claims.pop(slot, None)
             self._commit_unknown.set()
             await self._env.clock.sleep(STORE_RETRY_S)
             return None
 
-    def _claim(self, tx: Transaction) -> Claimed | None:
+    def _claim(self, tx: Transaction, *, slot: int) -> Claimed | None:
+        self._claims.pop(slot, None)  # of an earlier try, whose commit failed
         while self.paused is None and not self._stopping:
             found = next_entry(
                 tx,
                 priorities=self._wheel.order(),
-                now_ms=tx.hlc >> 16,
-                full_agents=self._full_agents(),
+                now_ms=tx.now_ms,
+                full_agents=self._full_agents(slot),
                 fresh_after=self._gate_shut_hlc,
             )
             if found is None:
@@ -276,19 +306,22 @@ class Runtime:
                 # A large input that is still on its way from the node that gave us the step.
                 log.info("step %s waits: %s", entry.step_id, error)
                 tx.execute(
-                    "UPDATE queue SET due_ms = ? WHERE step_id = ?", ((tx.hlc >> 16) + PAYLOAD_WAIT_MS, entry.step_id)
+                    "UPDATE queue SET due_ms = ? WHERE step_id = ?", (tx.now_ms + PAYLOAD_WAIT_MS, entry.step_id)
                 )
                 self._deferred = True
                 continue
             if claimed is not None:
                 self._wheel.claimed(priority)
+                self._claims[slot] = Run(claimed.step, trio.CancelScope(), self._env.clock.monotonic(), slot)
                 return claimed
         return None
 
-    def _full_agents(self) -> list[str]:
+    def _full_agents(self, slot: int) -> list[str]:
+        """Agents that have no room for this slot: what it ran until now has ended, so that does not count."""
         busy: collections.Counter[str] = collections.Counter()
-        for run in list(self.runs.values()):
-            busy[run.step.text("agent")] += 1
+        for run in self._all_runs():
+            if run.slot != slot:
+                busy[run.agent] += 1
         agents = self._env.executor.agents()
         return [name for name, count in busy.items() if name in agents and count >= _room(agents[name])]
 
@@ -298,9 +331,9 @@ class Runtime:
         info = self._env.executor.agents().get(agent)
         return info.timeout_s if info is not None and info.timeout_s else self._limits.timeout_s
 
-    async def _run_one(self, claimed: Claimed) -> Claimed | None:
+    async def _run_one(self, claimed: Claimed, slot: int) -> Claimed | None:
         """Run one attempt, settle it, and return the step claimed in the same commit, if any."""
-        run = Run(claimed.step, trio.CancelScope(), self._env.clock.monotonic())
+        run = self._claims.pop(slot)
         self.runs[claimed.step.key] = run
         self.started_total += 1
         outcome: Outcome | None = None
@@ -314,13 +347,16 @@ class Runtime:
         finally:
             if outcome is None and run.stopped_because is None:
                 del self.runs[claimed.step.key]  # the node itself is being torn down
+        # Whatever ended the run: a node that was away writes nothing about earlier work until it has heard from a peer.
+        await self._wait_gate()
         why = run.stopped_because
-        if outcome is not None and why in (None, "moved"):
-            await self._wait_gate()
         try:
-            return await self._settle(lambda tx: (self._end_run(tx, run, outcome, why), self._claim(tx)))
+            return await self._settle(lambda tx: (self._end_run(tx, run, outcome, why), self._claim(tx, slot=slot)))
         finally:
             del self.runs[claimed.step.key]
+            info = self._env.executor.agents().get(run.agent)
+            if info is not None and info.concurrency is not None:
+                self.wake(1)  # this slot may go on with something else, and another one found the agent full
 
     def _end_run(self, tx: Transaction, run: Run, outcome: Outcome | None, why: str | None) -> str:
         """Write what became of a run; returns the word under which it is counted."""
@@ -371,7 +407,7 @@ class Runtime:
         while True:
             try:
                 kind, claimed = await self._store.write(transition)
-            except StoreError as error:
+            except RelayMeshError as error:
                 log.warning("cannot commit the end of a run: %s", error)
                 self._commit_unknown.set()
                 await self._env.clock.sleep(STORE_RETRY_S)
@@ -380,15 +416,23 @@ class Runtime:
                 return claimed
 
     async def _wake_due_retries(self) -> None:
+        woken_ms = 0
         while True:
             self._due_changed = trio.Event()
-            # The physical clock of the stamps: a claim's stamp is never behind it, so what is due here is due there.
             now_ms = self._store.physical_ms()
-            due_ms = await self._store.read(partial(next_due_ms, now_ms=now_ms))
+            try:
+                due_ms = await self._store.read(partial(next_due_ms, after_ms=woken_ms))
+            except RelayMeshError as error:
+                log.warning("cannot see which retries are due: %s", error)
+                await self._env.clock.sleep(STORE_RETRY_S)
+                continue
+            if due_ms is not None and due_ms <= now_ms:
+                # Everything due after the last call: also what became due between its commit and this look.
+                woken_ms = now_ms
+                self.wake(self._limits.slots)
+                continue
             with trio.move_on_after(float("inf") if due_ms is None else (due_ms - now_ms) / 1000):
                 await self._due_changed.wait()
-                continue
-            self.wake(self._limits.slots)
 
     async def _sweep_orphans(self) -> None:
         """After commits of unknown outcome: a claim may have been committed whose slot only saw the error."""
@@ -431,8 +475,26 @@ class Runtime:
         while self.runs:
             await self._env.clock.sleep(0.02)
 
-    async def recover_after_crash(self, current_life: Callable[[str], int | None]) -> int:
-        """Requeue what an earlier process of this node left RUNNING. Call when the gate has opened."""
+    async def recover_strays(self, current_life: Callable[[str], int | None]) -> None:
+        """Requeue what earlier processes of this node left RUNNING, whenever such a row turns up; until cancelled.
+
+        Most lie in our own database at the start. After a restore, or on a new disk, peers bring them, some late.
+        """
+        while True:
+            await self._strays_found.wait()
+            self._strays_found = trio.Event()
+            await self._wait_gate()
+            try:
+                count = await self._recover_after_crash(current_life)
+            except RelayMeshError as error:
+                log.warning("cannot requeue what an earlier process left: %s", error)
+                self._strays_found.set()
+                await self._env.clock.sleep(STORE_RETRY_S)
+                continue
+            if count:
+                log.info("%d steps that an earlier process of this node was running wait again", count)
+
+    async def _recover_after_crash(self, current_life: Callable[[str], int | None]) -> int:
 
         def recover(tx: Transaction) -> int:
             left = tx.select("steps", "owner = ? AND rank = 0 AND status = 'RUNNING' AND deleted = 0", (self._me,))

@@ -78,7 +78,10 @@ class WorkQueue:
     def _review_dependents(self, tx: Transaction, parent: Row) -> None:
         name = parent.text("name")
         for sibling in tx.select(
-            "steps", "namespace = ? AND task_id = ? AND rank = 0", (parent.namespace, parent.text("task_id"))
+            "steps",
+            # A wide task has a thousand parents and one child: each parent's end must not read all the others.
+            "namespace = ? AND task_id = ? AND rank = 0 AND depends_on IS NOT NULL",
+            (parent.namespace, parent.text("task_id")),
         ):
             if not self._is_waiting(sibling) or name not in depends_on(sibling):
                 continue
@@ -100,9 +103,11 @@ class WorkQueue:
         return bool(done == len(names))
 
     def _insert(self, tx: Transaction, step: Row) -> None:
-        # A retry's delay is a duration from the write that asked for it, on our own stamp clock (mesh.hlc): no other
-        # node's idea of the time enters.
-        due_ms = (step.hlc >> 16) + step.integer("retry_delay_ms") if step_status(step) is Status.RETRYING else 0
+        # A retry's delay is a duration from the write that asked for it, on our own physical clock. A stamp may run
+        # ahead of that, by as much as another clock is wrong, so it tells when the write was only if that is past.
+        due_ms = 0
+        if step_status(step) is Status.RETRYING:
+            due_ms = min(step.hlc >> 16, tx.now_ms) + step.integer("retry_delay_ms")
         runnable = self._offer().misses(requirement_of(step)) is None
         fresh = step.node == self._me
         tx.execute(
@@ -149,9 +154,9 @@ def next_entry(
     return None
 
 
-def next_due_ms(reader: Reader, now_ms: int) -> int | None:
-    """When the earliest delayed retry becomes due, on the stamp clock; None when none waits."""
-    ((due,),) = reader.sql("SELECT min(due_ms) FROM queue WHERE runnable = 1 AND due_ms > ?", (now_ms,))
+def next_due_ms(reader: Reader, after_ms: int) -> int | None:
+    """The earliest time after this one at which a delayed step becomes due; None when none waits."""
+    ((due,),) = reader.sql("SELECT min(due_ms) FROM queue WHERE runnable = 1 AND due_ms > ?", (after_ms,))
     return None if due is None else int(due)
 
 

@@ -1,0 +1,350 @@
+"""Interleavings that once lost, doubled or wedged a step, each played against one store and one runtime."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+import trio
+
+from mesh.errors import LimitError, NotFoundError, StoreError
+from mesh.gate import Gate
+from mesh.ids import Origin, make_life
+from mesh.placement import Offer
+from mesh.rows import Row
+from node.env import AgentInfo, Env, Job, Outcome
+from node.storage.store import Store
+from node.storage.transaction import Transaction
+from node.work import transitions
+from node.work.definition import Definition, StepDefinition
+from node.work.history import Action
+from node.work.retries import RetryPolicy
+from node.work.runtime import RunLimits, Runtime
+from node.work.tables import WORK_TABLES
+from node.work.work_queue import WorkQueue
+from tests.node.conftest import InlineThread, TestDisk, TrioClock
+
+LIFE = make_life(1, 5)
+POLICY = RetryPolicy(max_attempts=3, base_backoff_ms=1000, max_backoff_ms=1000)
+Handler = Callable[[Job], Awaitable[Outcome]]
+
+
+async def echo(job: Job) -> Outcome:
+    return Outcome(kind="success", result=job.payload)
+
+
+async def nap(job: Job) -> Outcome:
+    await trio.sleep(float(job.payload))
+    return Outcome(kind="success")
+
+
+async def fail(job: Job) -> Outcome:
+    return Outcome(kind="failed", error="told to fail")
+
+
+@dataclass
+class FakeExecutor:
+    """Handlers are coroutines of the test."""
+
+    handlers: dict[str, Handler]
+    concurrency: dict[str, int] = field(default_factory=dict)
+    started: list[Job] = field(default_factory=list)
+    most: int = 0
+    running_now: int = 0
+
+    def agents(self) -> Mapping[str, AgentInfo]:
+        return {
+            name: AgentInfo(name=name, kind="builtin", concurrency=self.concurrency.get(name)) for name in self.handlers
+        }
+
+    async def run(self, job: Job) -> Outcome:
+        self.started.append(job)
+        self.running_now += 1
+        self.most = max(self.most, self.running_now)
+        try:
+            return await self.handlers[job.agent](job)
+        finally:
+            self.running_now -= 1
+
+
+@dataclass
+class Desk:
+    """One node's store and runtime, without a mesh."""
+
+    store: Store
+    runtime: Runtime
+    queue: WorkQueue
+    gate: Gate
+    executor: FakeExecutor
+    ids: int = 0
+
+    async def submit(self, *steps: StepDefinition) -> str:
+        self.ids += 1
+        key = f"key-{self.ids}"
+
+        def write(tx: Transaction) -> str:
+            definition = Definition(steps)
+            return transitions.submit(
+                tx, me="node-a", namespace="default", key=key, definition=definition, trace_id="0" * 32
+            ).task_id
+
+        return await self.store.write(write)
+
+    async def one(self, agent: str = "echo", payload: bytes = b"", **more: Any) -> Row:
+        """Submit a task of one step; returns the step."""
+        task_id = await self.submit(step("only", agent, payload=payload, **more))
+        return (await self.steps(task_id))[0]
+
+    async def steps(self, task_id: str) -> list[Row]:
+        return await self.store.read(lambda reader: transitions.task_steps(reader, "default", task_id))
+
+    async def row(self, key: str) -> Row:
+        found = await self.store.read(lambda reader: reader.get("steps", "default", key))
+        assert found is not None
+        return found
+
+    async def status(self, key: str) -> str:
+        return (await self.row(key)).text("status")
+
+    async def queued(self) -> list[str]:
+        return [row[0] for row in await self.store.read(lambda reader: reader.sql("SELECT step_id FROM queue"))]
+
+    async def history(self, action: Action) -> list[Row]:
+        return await self.store.read(lambda reader: reader.select("history", "action = ?", (action.value,)))
+
+    async def merge(self, row: Row) -> str:
+        return await self.store.write(lambda tx: tx.merge(row), remote=True)
+
+    async def until(self, key: str, *statuses: str) -> Row:
+        with trio.fail_after(60):
+            while (await self.status(key)) not in statuses:
+                await trio.sleep(0.01)
+        return await self.row(key)
+
+    async def claim(self, key: str) -> transitions.Claimed | None:
+        """Claim as a slot would, without running it."""
+
+        def write(tx: Transaction) -> transitions.Claimed | None:
+            entry = transitions.Queued("default", key, "echo")
+            return transitions.claim(tx, entry, me="node-a", life=LIFE, timeout_s=lambda _agent, _ms: 60.0)
+
+        return await self.store.write(write)
+
+
+def step(name: str, agent: str = "echo", **more: Any) -> StepDefinition:
+    return StepDefinition(name=name, agent=agent, labels=more.pop("labels", {}), **more)
+
+
+def foreign(row: Row, node: str = "node-b", seq: int = 1, ahead_ms: int = 0, **changes: Any) -> Row:
+    """A version of a row as another node would have written it after seeing it."""
+    values = {**row.values, **changes.pop("values", {})}
+    hlc = row.hlc + 1 + (ahead_ms << 16)
+    return msgspec.structs.replace(
+        row, node=node, origin=Origin(node, 7), seq=seq, hlc=hlc, values=values, **changes
+    )
+
+
+@asynccontextmanager
+async def open_desk(
+    root: Path, *, handlers: dict[str, Handler] | None = None, has_peers: bool = False, slots: int = 2, **executor: Any
+) -> AsyncIterator[Desk]:
+    fake = FakeExecutor(handlers or {"echo": echo, "nap": nap, "fail": fail}, **executor)
+    env = Env(
+        clock=TrioClock(),
+        rng=random.Random(3),
+        entropy=random.Random(4).randbytes,
+        net=cast(Any, None),
+        disk=TestDisk(root),
+        writer_thread=InlineThread(),
+        reader_thread=InlineThread(),
+        executor=cast(Any, fake),
+    )
+    store = Store(env, WORK_TABLES, node_id="node-a", path=root / "relaymesh.db")
+    gate = Gate(dead_time_s=3.0, has_peers=has_peers, now=env.clock.monotonic())
+    queue = WorkQueue("node-a", lambda: Offer(node="node-a", abilities=frozenset(fake.agents())))
+    limits = RunLimits(slots=slots, timeout_s=60.0, retry=POLICY)
+    runtime = Runtime(env, store, gate, queue, me="node-a", life=LIFE, limits=limits)
+    await store.open()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(store.run)
+        yield Desk(store, runtime, queue, gate, fake)
+        nursery.cancel_scope.cancel()
+    await store.close()
+
+
+@asynccontextmanager
+async def running(desk: Desk) -> AsyncIterator[None]:
+    """The runtime's slots, and the looks at the gate that the gossip loop would make."""
+
+    async def look() -> None:
+        while True:
+            desk.runtime.gate_is_open()
+            await trio.sleep(0.5)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        await nursery.start(desk.runtime.run)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def desk(tmp_path, autojump_clock):
+    async with open_desk(tmp_path) as desk:
+        yield desk
+
+
+# --- claims ---
+
+
+async def test_a_step_whose_input_has_not_arrived_is_not_claimed_and_runs_when_it_comes(desk):
+    # A hand-over's step row is small and comes by gossip; its input comes with a later pull.
+    original = await desk.one(payload=b"x" * 2000)
+    reference = original.text("input_ref")
+    payload = await desk.store.read(lambda reader: reader.get("payloads", "default", reference))
+    await desk.store.write(lambda tx: tx.execute("DELETE FROM payloads"))
+
+    async with running(desk):
+        await trio.sleep(1.2)
+        assert await desk.status(original.key) == "PENDING"
+        assert await desk.queued() == [original.key]
+
+        await desk.merge(foreign(payload, seq=1))
+        await desk.until(original.key, "SUCCESS")
+
+
+# --- what handlers say ---
+
+
+@pytest.mark.parametrize("text", ["\x1b" * 4096, "\U0001f600" * 1024, "\ud800" * 100, '"\\\n' * 1300])
+async def test_whatever_a_handler_prints_or_raises_costs_its_attempt_only(desk, text):
+    async def talk(job: Job) -> Outcome:
+        return Outcome(kind="failed", error=text, log=text)
+
+    desk.executor.handlers["echo"] = talk
+    original = await desk.one(max_attempts=1)
+    async with running(desk):
+        ended = await desk.until(original.key, "DEAD_LETTER")
+
+    assert ended.text("last_error")
+    assert len(await desk.history(Action.LOGGED)) == 1
+
+
+async def test_a_result_that_cannot_be_stored_dead_letters_its_step(desk):
+    async def huge(job: Job) -> Outcome:
+        return Outcome(kind="success", result=bytes(17 << 20))
+
+    desk.executor.handlers["echo"] = huge
+    original = await desk.one()
+    async with running(desk):
+        ended = await desk.until(original.key, "DEAD_LETTER")
+
+    assert "cannot be stored" in ended.text("last_error")
+
+
+# --- cluster epochs ---
+
+
+async def bump(desk: Desk) -> None:
+    await desk.store.write(lambda tx: transitions.bump_cluster_epoch(tx, reason="test", actor="olga"))
+
+
+async def test_a_run_that_ends_as_the_cluster_epoch_rises_is_started_again(desk):
+    original = await desk.one()
+    claimed = await desk.claim(original.key)
+    await bump(desk)
+
+    finished = await desk.store.write(
+        lambda tx: transitions.finish(
+            tx,
+            claimed.step,
+            Outcome(kind="success", result=b"late"),
+            me="node-a",
+            policy=POLICY,
+            rng=random.Random(1),
+            reopen=False,
+        )
+    )
+
+    assert not finished.accepted
+    again = await desk.row(original.key)
+    assert (again.text("status"), again.cluster_epoch, again.integer("attempt")) == ("PENDING", 2, 0)
+    assert await desk.queued() == [original.key]
+
+
+async def test_a_cancel_that_meets_a_higher_cluster_epoch_still_ends_the_step(desk):
+    original = await desk.one()
+    claimed = await desk.claim(original.key)
+    await desk.store.write(
+        lambda tx: transitions.request_cancel(tx, "default", original.text("task_id"), mode="hard", reason="enough")
+    )
+    await bump(desk)
+
+    await desk.store.write(lambda tx: transitions.cancel_run(tx, claimed.step, me="node-a"))
+
+    assert await desk.status(original.key) == "CANCELLED"
+
+
+# --- commits of unknown outcome ---
+
+
+@pytest.mark.parametrize(("kind", "status"), [("success", "SUCCESS"), ("failed", "RETRYING")])
+async def test_repeating_a_commit_that_had_happened_tells_of_no_conflict(desk, kind, status):
+    original = await desk.one()
+    claimed = await desk.claim(original.key)
+
+    def end(tx: Transaction) -> transitions.Finished:
+        outcome = Outcome(kind=kind, result=b"done", error="no")
+        return transitions.finish(
+            tx, claimed.step, outcome, me="node-a", policy=POLICY, rng=random.Random(1), reopen=True
+        )
+
+    first, second = await desk.store.write(end), await desk.store.write(end)
+
+    assert first.accepted and second.accepted
+    assert (await desk.row(original.key)).text("status") == status
+    assert await desk.history(Action.SUPERSEDED) == []
+
+
+# --- cancel ---
+
+
+async def test_a_taken_over_step_of_a_cancelled_task_ends_though_it_could_never_run(desk):
+    task_id = await desk.submit(step("first"), step("second", depends_on=("first",)))
+    first, second = await desk.steps(task_id)
+    for seq, row in enumerate((first, second), start=1):
+        moved = foreign(row, seq=seq, lease_epoch=1, lease_hlc=row.hlc + 1, values={"owner": "node-b"})
+        assert await desk.merge(moved) == "applied"
+    await desk.store.write(lambda tx: transitions.request_cancel(tx, "default", task_id, mode="hard", reason="enough"))
+
+    def take(tx: Transaction) -> None:
+        for row in transitions.task_steps(tx, "default", task_id):
+            assert transitions.take_over(tx, row, me="node-a", why="test", current_life=lambda _node: None)
+
+    await desk.store.write(take)
+
+    assert [row.text("status") for row in await desk.steps(task_id)] == ["CANCELLED", "CANCELLED"]
+
+
+async def test_a_cancel_committed_between_claim_and_start_stops_the_run(desk):
+    original = await desk.one("nap", b"50")
+    task_id = original.text("task_id")
+    async with running(desk):
+        # Both requests are in the store's queue before the slot that claims can go on.
+        while desk.executor.started == [] and await desk.status(original.key) == "PENDING":
+            await desk.store.write(
+                lambda tx: transitions.request_cancel(tx, "default", task_id, mode="hard", reason="enough")
+                if (transitions.task_steps(tx, "default", task_id)[0]).text("status") == "RUNNING"
+                else None
+            )
+        began = trio.current_time()
+        await desk.until(original.key, "CANCELLED", "SUCCESS")
+
+    assert await desk.status(original.key) == "CANCELLED"
+    assert trio.current_time() - began < 5
