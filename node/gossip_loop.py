@@ -56,6 +56,7 @@ class GossipLoop:
         self._calls = calls
         self._me = me
         self._wait_scope = trio.CancelScope()
+        self._wakes_at = float("inf")
         self._nursery: trio.Nursery | None = None
         self._refused_logged: dict[str, float] = {}
         self.on_member_changed: list[Callable[[MemberChanged], None]] = []
@@ -93,7 +94,8 @@ class GossipLoop:
                     await trio.lowlevel.checkpoint()
 
     async def _wait(self) -> None:
-        pause_s = self._gossip.next_deadline() - self._env.clock.monotonic()
+        self._wakes_at = self._gossip.next_deadline()
+        pause_s = self._wakes_at - self._env.clock.monotonic()
         with trio.move_on_after(min(max(0.0, pause_s), self._turn_max_s)):
             await self._socket.wait_readable()
 
@@ -133,8 +135,10 @@ class GossipLoop:
                 case SelfConflict():
                     log.error("identity conflict: %s", effect.detail)
                     self.on_self_conflict(effect.detail)
-        # Whoever called may have moved a deadline; the wait is computed anew.
-        self._wait_scope.cancel()
+        # Whoever called may have given the core something to do sooner. Else the loop sleeps on: a busy store calls
+        # here after each commit, and a turn of the loop costs as much as a small request.
+        if self._gossip.next_deadline() < self._wakes_at:
+            self._wait_scope.cancel()
 
     def _note_change(self, change: MemberChanged) -> None:
         log.info("member %s: %s -> %s (%s)", change.node_id, change.before, change.after, change.reason)
