@@ -1,0 +1,207 @@
+"""The queue table says at every moment what `rebuild` would say, and a claim takes from it in the right order."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from node.env import Outcome
+from node.work import transitions
+from node.work.definition import Definition
+from node.work.history import Action
+from node.work.status import step_status
+from node.work.tables import Status
+from node.work.work_queue import Queued, next_due_ms, next_entry, unplaceable
+from tests.node.work_desk import DONE, FAILED, SPACE, desks, step, workflow
+
+FAR = 1 << 60
+
+
+@pytest.fixture
+async def a(tmp_path):
+    async with desks(tmp_path, "a") as (a,):
+        yield a
+
+
+async def next_of(desk, now_ms=FAR, priorities=(0, 1, 2), full_agents=(), fresh_after=None):
+    find = partial(
+        next_entry, priorities=priorities, now_ms=now_ms, full_agents=list(full_agents), fresh_after=fresh_after
+    )
+    return await desk.store.read(find)
+
+
+async def test_children_become_claimable_when_all_parents_succeeded(a):
+    task_id = (await a.submit(workflow(x=[], y=[], z=["x", "y"]))).task_id
+    steps = await a.steps(task_id)
+    assert set(await a.queued()) == {steps["x"].key, steps["y"].key}
+    await a.run(steps["x"])
+    assert set(await a.queued()) == {steps["y"].key}
+    await a.run(steps["y"])
+    assert set(await a.queued()) == {steps["z"].key}
+
+
+async def test_a_replayed_parent_takes_its_child_out_again(a):
+    task_id = (await a.submit(workflow(x=[], y=["x"]))).task_id
+    steps = await a.steps(task_id)
+    await a.run(steps["x"])
+    await a.replay(task_id, "x")
+    assert set(await a.queued()) == {steps["x"].key}
+
+
+async def test_a_retry_is_due_after_its_delay_on_the_stamp_clock(a):
+    task_id = await a.one()
+    await a.run(await a.step(task_id), FAILED)
+    row = await a.step(task_id)
+    due_ms = (row.hlc >> 16) + row.integer("retry_delay_ms")
+    assert await a.store.read(lambda reader: next_due_ms(reader, due_ms - 1)) == due_ms
+    assert await a.store.read(lambda reader: next_due_ms(reader, due_ms)) is None
+    assert await next_of(a, now_ms=due_ms - 1) is None
+    assert (await next_of(a, now_ms=due_ms))[0].step_id == row.key
+
+
+async def test_the_oldest_entry_of_the_first_class_that_has_one_comes_next(a):
+    low = await a.step(await a.one("1", priority=2))
+    normal = await a.step(await a.one("2", priority=1))
+    await a.one("3", priority=1)
+    assert await next_of(a) == (Queued(SPACE, normal.key, "echo"), 1)
+    assert await next_of(a, priorities=(2, 0, 1)) == (Queued(SPACE, low.key, "echo"), 2)
+    assert await next_of(a, priorities=(0,)) is None
+    assert await next_of(a, full_agents=["echo"]) is None
+
+
+async def test_while_the_gate_is_shut_only_what_was_made_here_since_then_is_found(tmp_path):
+    async with desks(tmp_path, "a", "b") as (a, b):
+        await a.one("old")
+        shut_at = a.store.hlc.last
+        assert await next_of(a, fresh_after=shut_at) is None
+        theirs = await b.step(await b.one("theirs"))
+        await b.write(lambda tx: transitions.hand_over(tx, [Queued(SPACE, theirs.key, "echo")], me="b", to="a", why=""))
+        await a.pull(b)
+        assert theirs.key in await a.queued()
+        assert await next_of(a, fresh_after=shut_at) is None
+        fresh = await a.step(await a.one("fresh"))
+        assert (await next_of(a, fresh_after=shut_at))[0].step_id == fresh.key
+
+
+async def test_what_cannot_run_here_is_never_next_but_found_for_others(a):
+    await a.submit(Definition((step("x", "nowhere"), step("y", "nowhere"))))
+    await a.one("pinned", node="b")
+    assert await next_of(a) is None
+    assert [entry.agent for entry in await a.store.read(lambda r: unplaceable(r, ["nowhere", "echo"], 10))] == [
+        "nowhere",
+        "nowhere",
+        "echo",
+    ]
+    assert len(await a.store.read(lambda r: unplaceable(r, ["nowhere"], 1))) == 1
+
+    a.abilities = a.abilities | {"nowhere"}
+    assert await a.write(a.queue.rebuild) == 3
+    assert (await next_of(a)) is not None
+
+
+# --- the law: incremental equals rebuilt ---
+
+VERBS = ("submit", "claim", "done", "fail", "reject", "requeue", "give", "take", "replay", "cancel", "obey", "pull")
+SHAPES = ({"x": []}, {"x": [], "y": ["x"]}, {"x": [], "y": [], "z": ["x", "y"]}, {"x": [], "y": ["x"], "z": ["y"]})
+
+
+class Play:
+    """Random transitions at two nodes, as their rules allow them; after each, the laws are looked at."""
+
+    def __init__(self, one, other):
+        self.sides = (one, other)
+        self.claims = {one.me: [], other.me: []}
+        self.tasks = []
+
+    async def act(self, verb, side, pick):
+        desk, other = self.sides[side], self.sides[1 - side]
+        open_tasks = [task for task in self.tasks if await self.knows(desk, task)]
+        task_id = open_tasks[pick % len(open_tasks)] if open_tasks else None
+        claims = self.claims[desk.me]
+        if verb == "submit":
+            key = str(pick % 4)
+            self.tasks.append((await desk.submit(workflow(**SHAPES[pick % 4]), key)).task_id)
+        elif verb == "claim":
+            found = await next_of(desk)
+            claimed = found and await desk.claim(
+                await desk.store.read(lambda r: r.get("steps", SPACE, found[0].step_id))
+            )
+            if claimed:
+                claims.append(claimed)
+        elif verb in ("done", "fail", "reject") and claims:
+            outcome = {"done": DONE, "fail": FAILED, "reject": Outcome(kind="rejected", error="no")}[verb]
+            await desk.finish(claims.pop(pick % len(claims)), outcome)
+        elif verb == "requeue" and claims:
+            claimed = claims.pop(pick % len(claims))
+            await desk.write(
+                lambda tx: transitions.requeue(tx, claimed.step, me=desk.me, action=Action.RELEASED, why="test")
+            )
+        elif verb == "give" and await desk.queued():
+            key = sorted(await desk.queued())[pick % len(await desk.queued())]
+            await desk.write(
+                lambda tx: transitions.hand_over(tx, [Queued(SPACE, key, "echo")], me=desk.me, to=other.me, why="")
+            )
+        elif verb == "take" and task_id:
+            for row in (await desk.steps(task_id)).values():
+                if row.text("owner") == other.me:
+                    await desk.take_over(row)
+        elif verb == "replay" and task_id:
+            steps = await desk.steps(task_id)
+            ended = [name for name, row in steps.items() if step_status(row).is_terminal]
+            if ended:
+                await desk.replay(task_id, ended[pick % len(ended)])
+        elif verb == "cancel" and task_id:
+            await desk.cancel(task_id)
+        elif verb == "obey" and task_id:
+            await desk.obey(task_id)
+        elif verb == "pull":
+            await desk.pull(other)
+
+    async def knows(self, desk, task_id):
+        return await desk.store.read(lambda reader: reader.get("tasks", SPACE, task_id)) is not None
+
+    async def check(self):
+        for desk in self.sides:
+            incremental = await desk.queued()
+            await desk.write(desk.queue.rebuild)
+            assert incremental == await desk.queued()
+
+    async def converge(self):
+        one, other = self.sides
+        successes = [
+            (row.key, row.generation)
+            for desk in self.sides
+            for row in await desk.store.read(lambda reader: reader.select("steps"))
+            if step_status(row) is Status.SUCCESS
+        ]
+        await one.pull(other)
+        await other.pull(one)
+        await self.check()
+        assert await one.sums() == await other.sums()
+        for key, generation in successes:
+            row = await one.store.read(lambda reader, key=key: reader.get("steps", SPACE, key))
+            assert row.generation > generation or step_status(row) is Status.SUCCESS
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(st.tuples(st.sampled_from(VERBS), st.integers(0, 1), st.integers(0, 11)), min_size=5, max_size=40),
+)
+def test_the_queue_follows_every_transition_and_replicas_agree_in_the_end(moves):
+    async def main(root):
+        async with desks(root, "a", "b") as (a, b):
+            play = Play(a, b)
+            await play.act("submit", 0, 2)
+            for verb, side, pick in moves:
+                await play.act(verb, side, pick)
+                await play.check()
+            await play.converge()
+
+    with tempfile.TemporaryDirectory() as folder:
+        trio.run(main, Path(folder))
