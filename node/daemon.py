@@ -86,7 +86,6 @@ def run(config: NodeConfig) -> None:
     logs.set_up(config.log_format, config.node_id)
     with _root_lock(config.root):
         _check_ports(config)
-        enrolment = _enrolment(config)
         executor = ProcessExecutor(
             config.root,
             config.agents,
@@ -95,6 +94,16 @@ def run(config: NodeConfig) -> None:
             default_timeout_s=config.settings.agent_timeout_ms / 1000,
             result_bytes_max=config.settings.result_max_bytes,
         )
+        try:
+            trio.run(_start, config, executor)
+        except* RelayMeshError as group:
+            raise _first(group) from None
+
+
+async def _start(config: NodeConfig, executor: ProcessExecutor) -> None:
+    # Agent files are read first: one that cannot be imported must be refused before a mesh is founded for it.
+    async with executor.running():
+        enrolment = _enrolment(config)
         env = make_env(
             config.root,
             contexts=make_contexts(enrolment.tls_material),
@@ -102,9 +111,7 @@ def run(config: NodeConfig) -> None:
             executor=executor,
         )
         try:
-            trio.run(_serve, config, enrolment, env)
-        except* RelayMeshError as group:
-            raise _first(group) from None
+            await _serve(config, enrolment, env)
         finally:
             env.writer_thread.close()
             env.reader_thread.close()
