@@ -20,6 +20,7 @@ from mesh.rows import Row
 from mesh.tables import Table
 from mesh.version_vector import VersionVector
 from node.storage.database import APPLICATION_ID, DISK_ERRORS, open_connection, unusable
+from node.storage.log_room import LogRoom
 from node.storage.migrate import Migration, check_migrations, migrate_up
 from node.storage.origins import NO_ORIGIN, Marker, MarkerFile, OriginTable
 from node.storage.schema import apply_declarations, table_sql
@@ -99,6 +100,7 @@ class Writer:
             connection.pragma("application_id", APPLICATION_ID)
             connection.execute("COMMIT")
             connection.set_wal_hook(self._on_wal)
+            self._log_room = LogRoom(self._path, self._vfs, page_bytes=connection.pragma("page_size"))
             self.ledger = Ledger(
                 connection=connection,
                 tables={table.name: table_sql(table) for table in self._tables},
@@ -211,6 +213,7 @@ class Writer:
             if self._must_reload:
                 self._roll_back()  # the failed batch may have left its transaction open
                 batch.reloaded = vector = self._reload()
+            self._make_log_room()
             self._transact(requests, vector, batch)
         except DISK_ERRORS as error:
             failure = f"{type(error).__name__}: {error}"
@@ -224,6 +227,13 @@ class Writer:
             ledger.count("rows_written", sum(map(len, batch.written)))
         ledger.count("requests", len(requests))
         return batch
+
+    def _make_log_room(self) -> None:
+        try:
+            self._log_room.ensure(self.wal_pages)
+        except OSError:
+            # A full disk may still take what is written into room that there is; the commit itself will tell.
+            self.ledger.count("log_room_failures")
 
     def _transact(self, requests: Sequence[Request], vector: VersionVector, batch: Batch) -> None:
         ledger = self.ledger
