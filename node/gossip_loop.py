@@ -177,9 +177,8 @@ class GossipLoop:
         """Spread a payload of another layer."""
         self.perform(self._gossip.publish(topic, payload, self._env.clock.monotonic(), subject=subject))
 
-    def hint(self, vector_digest: bytes) -> None:
-        """Our replica changed: say so at the next gossip tick."""
-        self._gossip.set_vector_digest(vector_digest)
+    def hint(self) -> None:
+        """Our replica changed: say so at the next gossip tick. The digest was set before."""
         self.perform(self._gossip.hint(self._env.clock.monotonic()))
 
     def owner_state(self, node_id: str) -> OwnerState:
@@ -212,6 +211,10 @@ class GossipLoop:
     def alive_peers(self) -> list[str]:
         """Members other than this node whose protocol status is ALIVE, by node id."""
         return [member.node_id for member in self._gossip.members.alive() if member.node_id != self._me]
+
+    def has_peers(self) -> bool:
+        """Whether any other member may still hear us."""
+        return self._gossip.members.size() > 1
 
     def rpc_address(self, node_id: str) -> Address | None:
         """Where the node's streams are, if it is known."""

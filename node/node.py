@@ -200,7 +200,8 @@ class Node:
         self.push = Push(
             spec.identity,
             publish=lambda payload, subject: self.loop.publish(TOPIC_BUNDLE, payload, subject),
-            hint=lambda: self.loop.hint(self.store.vector.digest()),
+            hint=self.loop.hint,
+            has_peers=self.loop.has_peers,
             now=env.clock.monotonic,
         )
         self._bundles_in, self._bundles_out = trio.open_memory_channel[Bundle](BUNDLES_WAITING_MAX)
@@ -225,7 +226,7 @@ class Node:
     # --- events ---
 
     def _on_commit(self, commit: Commit) -> None:
-        if commit.vector_changed:
+        if commit.vector_changed and self.loop.has_peers():
             self.gossip.set_vector_digest(self.store.vector.digest())
         self.push.on_commit(commit)
 
@@ -247,6 +248,7 @@ class Node:
             self.runtime.wake(self.spec.slots)
 
     def _on_member_changed(self, change: MemberChanged) -> None:
+        self.gossip.set_vector_digest(self.store.vector.digest())  # kept up to date only while somebody may hear it
         self.ownership.on_member_changed()
         self._members_changed.set()
         if change.after == Status.ALIVE and change.node_id != self.spec.node_id:

@@ -33,12 +33,17 @@ class Push:
         *,
         publish: Callable[[bytes, bytes], None],
         hint: Callable[[], None],
+        has_peers: Callable[[], bool],
         now: Callable[[], float],
     ) -> None:
-        """`publish(payload, subject)` spreads one bundle; `hint()` says that our replica changed."""
+        """`publish(payload, subject)` spreads one bundle; `hint()` says that our replica changed.
+
+        While `has_peers()` is False nothing is signed or said: whoever joins begins with a pull.
+        """
         self._identity = identity
         self._publish = publish
         self._hint = hint
+        self._has_peers = has_peers
         self._now = now
         self._tokens = BUNDLE_BURST
         self._filled_at = now()
@@ -47,6 +52,8 @@ class Push:
 
     def on_commit(self, commit: Commit) -> None:
         """Spread what this commit brought. Rows that were only merged from others need a hint at most."""
+        if not self._has_peers():
+            return
         hint = commit.vector_changed and not commit.requests
         for rows in commit.requests:
             bundle = self._bundle(rows)
