@@ -90,6 +90,11 @@ def record(
 
 def _told(detail: dict[str, Any]) -> str:
     """The detail as JSON within its limit. What is too long is cut: a log at its front, all else at its end."""
+    # Halves of surrogate pairs, which Python's texts may hold, are no JSON that every reader takes.
+    detail = {
+        name: value.encode(errors="replace").decode() if isinstance(value, str) else value
+        for name, value in detail.items()
+    }
     while len(text := json.dumps(detail, separators=(",", ":"), default=str)) > DETAIL_CHARS_MAX:
         name = max(detail, key=lambda each: len(json.dumps(detail[each], default=str)))
         value = str(detail[name])

@@ -22,7 +22,7 @@ from mesh.rows import Row
 from node.env import AgentInfo, Env, Outcome
 from node.storage.store import Commit, Store
 from node.storage.transaction import Transaction
-from node.work import transitions
+from node.work import row_rules, transitions
 from node.work.history import Action
 from node.work.priorities import PriorityWheel
 from node.work.retries import RetryPolicy
@@ -104,6 +104,7 @@ class Runtime:
         self.started_total = 0
         self.finished: collections.Counter[str] = collections.Counter()
         """Ended attempts by outcome kind, and `refused` for results whose lease had moved."""
+        row_rules.watch(store)  # first: everything below relies on it
         store.watch("steps", self._on_step(queue))
         store.watch("tasks", self._on_task)
         store.on_commit(self._on_commit)
