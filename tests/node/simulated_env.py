@@ -657,7 +657,7 @@ class World:
         return tuple(other.address for other in self.hosts.values() if other.name != name)
 
     async def up(self, *hosts: Host) -> None:
-        """Start these hosts (by default all), and wait until all running ones see each other and each other's offers."""
+        """Start these hosts (by default all), and wait until all running ones know each other and their offers."""
         for host in hosts or tuple(self.hosts.values()):
             await host.start()
         await self.until(self.is_whole)

@@ -110,7 +110,7 @@ async def test_a_workflow_runs_in_the_order_of_its_edges_and_hands_outputs_on(wo
 
 
 async def test_a_node_that_is_cut_off_goes_on_alone(world, autojump_clock):
-    a, b, c = (world.host(name) for name in "abc")
+    a, _, _ = (world.host(name) for name in "abc")
     await world.up()
     world.network.cut("a", "bc")
 
@@ -143,7 +143,7 @@ async def test_a_step_goes_to_the_only_node_that_has_its_agent(world, autojump_c
 
 
 async def test_a_step_waits_for_its_only_node_and_explain_says_so(world, autojump_clock):
-    a, b, c = world.host("a"), world.host("b"), world.host("c", agents={"special": special})
+    a, _, c = world.host("a"), world.host("b"), world.host("c", agents={"special": special})
     await world.up()
     await c.crash()
     await world.until(lambda: a.sees("c") == "DEAD")
@@ -198,7 +198,7 @@ async def test_a_peer_that_dies_right_after_accepting_a_step_loses_nothing(world
 
 
 async def test_labels_and_pins_decide_where_a_step_runs(world, autojump_clock):
-    a, b, c = world.host("a"), world.host("b", labels={"site": "north"}), world.host("c", labels={"site": "south"})
+    a, *_ = world.host("a"), world.host("b", labels={"site": "north"}), world.host("c", labels={"site": "south"})
     await world.up()
 
     north = await a.submit(input="n", labels={"site": "north"})
@@ -239,8 +239,8 @@ async def test_a_large_input_and_a_large_result_travel_before_they_are_needed(wo
         return Outcome(kind="success", result=b"%d" % len(parents))
 
     a = world.host("a")
-    b = world.host("b", agents={"special": special})
-    c = world.host("c", agents={"measure": measure})
+    world.host("b", agents={"special": special})
+    world.host("c", agents={"measure": measure})
     await world.up()
 
     task_id = await a.workflow(

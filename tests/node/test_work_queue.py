@@ -129,9 +129,8 @@ class Play:
             self.tasks.append((await desk.submit(workflow(**SHAPES[pick % 4]), key)).task_id)
         elif verb == "claim":
             found = await next_of(desk)
-            claimed = found and await desk.claim(
-                await desk.store.read(lambda r: r.get("steps", SPACE, found[0].step_id))
-            )
+            row = found and await desk.store.read(lambda reader: reader.get("steps", SPACE, found[0].step_id))
+            claimed = row and await desk.claim(row)
             if claimed:
                 claims.append(claimed)
         elif verb in ("done", "fail", "reject") and claims:
@@ -170,7 +169,13 @@ class Play:
         for desk in self.sides:
             incremental = await desk.queued()
             await desk.write(desk.queue.rebuild)
-            assert incremental == await desk.queued()
+            rebuilt = await desk.queued()
+            # A delay counts from the stamp that asked for it, or from now where that stamp is still to come here.
+            due = {step_id: (incremental[step_id].due_ms, entry.due_ms) for step_id, entry in rebuilt.items()}
+            assert all(before <= after < before + 60_000 for before, after in due.values())
+            assert {key: each._replace(due_ms=0) for key, each in incremental.items()} == {
+                key: each._replace(due_ms=0) for key, each in rebuilt.items()
+            }
 
     async def converge(self):
         one, other = self.sides

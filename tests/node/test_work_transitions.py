@@ -243,25 +243,19 @@ async def test_an_older_owners_later_write_does_not_win_its_lease_back(pair):
     assert (await a.step(task_id)).text("owner") == (await b.step(task_id)).text("owner") == "b"
 
 
-async def test_five_lost_leases_whose_processes_ended_are_poison_and_four_are_not(pair):
-    a, b = pair
+async def test_five_lost_leases_whose_processes_ended_are_poison_and_four_are_not(a):
     task_id = await a.one()
     for life in range(1, LOST_LEASES_MAX + 1):
         a.life = make_life(1, life)
         await a.claim(await a.step(task_id))
-        await a.write(
-            lambda tx, life=life, row=await a.step(task_id): transitions.recover_own(
-                tx, row, me="a", current_life={"a": make_life(1, life + 1)}.get
-            )
-        )
+        await a.recover(await a.step(task_id))
         expected = "DEAD_LETTER" if life == LOST_LEASES_MAX else "PENDING"
         assert (await a.step(task_id)).text("status") == expected
     assert "poison" in (await a.step(task_id)).text("last_error")
     assert await a.queued() == {}
 
 
-async def test_lost_leases_of_nodes_that_are_only_away_are_no_poison(pair):
-    a, b = pair
+async def test_lost_leases_of_nodes_that_are_only_away_are_no_poison(a):
     task_id = await a.one()
     for _ in range(LOST_LEASES_MAX + 2):
         await a.claim(await a.step(task_id))
@@ -282,9 +276,7 @@ async def test_a_step_keeps_only_its_latest_lost_leases(a):
 async def test_a_node_that_crashed_requeues_its_own_running_step_uncounted(a):
     task_id = await a.one()
     claimed = await a.claim(await a.step(task_id))
-    row = await a.write(
-        lambda tx: transitions.recover_own(tx, claimed.step, me="a", current_life={"a": a.life + 1}.get)
-    )
+    row = await a.recover(claimed.step)
     assert (row.text("status"), row.integer("attempt"), row.lease_epoch) == ("PENDING", 0, 2)
     assert await a.actions(task_id) == ["lost"]
     assert not (await a.finish(claimed)).accepted

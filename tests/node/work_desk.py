@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import trio
 
@@ -43,6 +43,17 @@ def workflow(**edges: list[str]) -> Definition:
     """`workflow(a=[], b=["a"])`: echo steps with these dependencies."""
     steps = [{"id": name, "agent": "echo", "dependsOn": parents} for name, parents in edges.items()]
     return parse_workflow({"steps": steps}, Limits())
+
+
+class Entry(NamedTuple):
+    """One row of the queue table."""
+
+    agent: str
+    priority: int
+    runnable: int
+    due_ms: int
+    enqueued_hlc: int
+    fresh: int
 
 
 class Desk:
@@ -109,6 +120,11 @@ class Desk:
             lambda tx: transitions.take_over(tx, row, me=self.me, why="owner is dead", current_life=known.get)
         )
 
+    async def recover(self, row: Row) -> Row | None:
+        """What the next process of this node does with a step that this one left RUNNING."""
+        lives = {self.me: self.life + 1}
+        return await self.write(lambda tx: transitions.recover_own(tx, row, me=self.me, current_life=lives.get))
+
     async def cancel(self, task_id: str, mode: str = "hard", reason: str = "") -> list[Row]:
         return await self.write(lambda tx: transitions.request_cancel(tx, SPACE, task_id, mode=mode, reason=reason))
 
@@ -123,14 +139,11 @@ class Desk:
         rows = await self.store.read(lambda reader: reader.select("history", "task_id = ?", (task_id,)))
         return [row.text("action") for row in sorted(rows, key=lambda row: (row.hlc, row.seq))]
 
-    async def queued(self) -> dict[str, tuple[Any, ...]]:
+    async def queued(self) -> dict[str, Entry]:
         """The queue table by step id."""
-        rows = await self.store.read(
-            lambda reader: reader.sql(
-                "SELECT step_id, agent, priority, runnable, due_ms, enqueued_hlc, fresh FROM queue"
-            )
-        )
-        return {row[0]: row[1:] for row in rows}
+        columns = ", ".join(Entry._fields)
+        rows = await self.store.read(lambda reader: reader.sql(f"SELECT step_id, {columns} FROM queue"))
+        return {row[0]: Entry(*row[1:]) for row in rows}
 
     async def pull(self, other: Desk) -> None:
         """Merge everything that the other desk has and this one has not."""
