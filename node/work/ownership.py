@@ -29,7 +29,7 @@ from node.replication.calls import Caller, decode
 from node.storage.reader import Reader
 from node.storage.store import Commit, Store
 from node.storage.transaction import Transaction
-from node.work import transitions
+from node.work import row_rules, transitions
 from node.work.runtime import Runtime
 from node.work.tables import MESH_NAMESPACE, Status
 from node.work.work_queue import Queued, WorkQueue, requirement_of, unplaceable
@@ -139,7 +139,9 @@ class Ownership:
         self._timing = timing
         self._offers: dict[str, Offer] = {}
         self._unknown_since: dict[str, float] = {}
-        self._plans: dict[str, Take] = {}
+        self._plans: dict[tuple[str, int], Take] = {}
+        """By step and lease epoch: whoever takes a step after it moved waits his turn anew."""
+        self._place_skip = 0
         self._take_wake = trio.Event()
         self._place_wake = trio.Event()
         self._ask_wake = trio.Event()
@@ -238,21 +240,37 @@ class Ownership:
             return float("inf")
         owners = await self._store.read(_open_owners)
         now = self._env.clock.monotonic()
+        self._unknown_since = {owner: since for owner, since in self._unknown_since.items() if owner in owners}
         takeable = [owner for owner in owners if owner != self._me and self._is_takeable(owner, now)]
         waiting_unknown = any(self._view.owner_state(owner) is OwnerState.UNKNOWN for owner in owners)
+        unknown_s = self._timing.dead_time_s / 2 if waiting_unknown else float("inf")
         if not takeable:
-            return self._timing.dead_time_s / 2 if waiting_unknown else float("inf")
+            return unknown_s
         if not self._view.may_reclaim() or not self._runtime.gate_is_open() or self._store.failed:
             return self._timing.tick_s * 5
-        steps = await self._store.read(lambda reader: _open_steps_of(reader, takeable))
-        self._plans = self._plan(steps, now)
-        due = [step for step in steps if self._plans.get(step.key, _NEVER).at <= now]
-        for start in range(0, len(due), TAKE_BATCH_MAX):
-            await self._take(due[start : start + TAKE_BATCH_MAX])
-        if len(steps) == STEPS_READ_MAX and due:
-            return 0.0
-        later = [take.at - now for take in self._plans.values() if take.at > now]
-        return min(later, default=float("inf"))
+        if self._runtime.paused is not None:
+            return RETRY_S  # what it took it would not run
+        return min(unknown_s, await self._take_all(takeable, now))
+
+    async def _take_all(self, owners: list[str], now: float) -> float:
+        """Go through all open steps of these owners that could run here; returns in how many seconds to look again."""
+        plans: dict[tuple[str, int], Take] = {}
+        after, pause_s, full = (0, ""), float("inf"), True
+        while full:
+            page = partial(_open_steps_of, owners=owners, offer=self._offer(), after=after)
+            steps = await self._store.read(page)
+            planned = self._plan(steps, now)
+            due = [step for step in steps if planned.get(_lease(step), _NEVER).at <= now]
+            for start in range(0, len(due), TAKE_BATCH_MAX):
+                await self._take(due[start : start + TAKE_BATCH_MAX])
+            # What was due may still be there: a freeze began, or its owner came and went. It is looked at once more.
+            looks = [take.at - now if take.at > now else 5 * self._timing.tick_s for take in planned.values()]
+            pause_s = min(pause_s, *looks) if looks else pause_s
+            plans |= planned
+            full = len(steps) == STEPS_READ_MAX
+            after = (steps[-1].hlc, steps[-1].key) if steps else after
+        self._plans = plans
+        return pause_s
 
     def _is_takeable(self, owner: str, now: float) -> bool:
         state = self._view.owner_state(owner)
@@ -262,14 +280,14 @@ class Ownership:
         since = self._unknown_since.setdefault(owner, now)
         return is_takeable(state, unknown_for_s=now - since, dead_time_s=self._timing.dead_time_s)
 
-    def _plan(self, steps: Iterable[Row], now: float) -> dict[str, Take]:
+    def _plan(self, steps: Iterable[Row], now: float) -> dict[tuple[str, int], Take]:
         """When to take each step. A plan made earlier stands while the same nodes stand before us."""
         plans = {}
         for step in steps:
             take = plan(step.key, me=self._me, order=self.candidates(step), now=now, tick_s=self._timing.tick_s)
             if take is not None:
-                earlier = self._plans.get(step.key)
-                plans[step.key] = min(earlier, take, key=lambda each: each.at) if earlier is not None else take
+                earlier = self._plans.get(_lease(step), take)
+                plans[_lease(step)] = min(earlier, take, key=lambda each: each.at)
         return plans
 
     async def _take(self, steps: Iterable[Row]) -> None:
@@ -311,7 +329,8 @@ class Ownership:
             return RETRY_S
         # Only agents that somebody has now: a thousand steps of an absent one must not hide the others.
         agents = sorted({name for offer in self.offers() for name in offer.abilities})
-        entries = await self._store.read(lambda reader: unplaceable(reader, agents, 4 * OFFER_BATCH_MAX))
+        skip, limit = self._place_skip, 4 * OFFER_BATCH_MAX
+        entries = await self._store.read(lambda reader: unplaceable(reader, agents, limit, skip))
         now = self._env.clock.monotonic()
         by_peer: dict[str, list[tuple[Queued, Row]]] = {}
         for entry in entries:
@@ -323,10 +342,13 @@ class Ownership:
                 by_peer.setdefault(peers[0], []).append((entry, step))
         for peer, chosen in by_peer.items():
             await self._offer_to(peer, chosen[:OFFER_BATCH_MAX], why="its owner cannot run it")
-        if len(entries) == 4 * OFFER_BATCH_MAX and by_peer:
+        if len(entries) == limit:
+            # The oldest may wait for an absent node: they must not hide what others could do.
+            self._place_skip = 0 if by_peer else skip + limit
             return 0.0
+        self._place_skip = 0
         # No event tells when a peer's back-off or a returned member's dwell window ends.
-        return RETRY_S if entries else float("inf")
+        return RETRY_S if entries or skip else float("inf")
 
     async def _offer_to(self, peer: str, chosen: list[tuple[Queued, Row]], *, why: str) -> None:
         address = self._view.rpc_address(peer)
@@ -335,7 +357,7 @@ class Ownership:
         rows = encode_rows([step for _, step in chosen])
         try:
             answer = await self._calls.call(address, "offer", msgspec.msgpack.encode(OfferRequest(rows)), expect=peer)
-            accepted = decode(answer, int)
+            accepted = max(0, decode(answer, int))
         except RelayMeshError as error:
             log.info("peer %s did not accept %d steps: %s", peer, len(chosen), error)
             self._offer_waits.until[peer] = self._env.clock.monotonic() + RETRY_S
@@ -353,6 +375,7 @@ class Ownership:
         usable = 0 if self._leaving or self._runtime.paused else len(rows)
         accepted = 0
         for row in rows[:usable]:
+            row_rules.check_step(row)
             if self._offer().misses(requirement_of(row)) is not None:
                 break
             accepted += 1
@@ -378,7 +401,9 @@ class Ownership:
             return float("inf")
         if self._me not in self._view.placeable():
             return RETRY_S
-        mine = self._offer()
+        # Not for agents without room here: two nodes would pass such a step to and fro for as long as both are full.
+        offer, full = self._offer(), self._runtime.full_agents()
+        mine = Offer(node=self._me, abilities=offer.abilities.difference(full), labels=offer.labels)
         now = self._env.clock.monotonic()
         backlogs = await self._store.read(lambda reader: _backlogs(reader, mine, self._me))
         for owner, _ in backlogs:
@@ -389,8 +414,11 @@ class Ownership:
                 or self._view.owner_state(owner) is not OwnerState.PRESENT
             ):
                 continue
-            if await self._ask(owner, address, 2 * idle, mine):
-                return 0.0
+            try:
+                if await self._ask(owner, address, 2 * idle, mine):
+                    return 0.0
+            except RelayMeshError as error:
+                log.info("cannot ask %s for work now: %s", owner, error)  # others may have some
             self._ask_waits.until[owner] = self._env.clock.monotonic() + ASK_EMPTY_PAUSE_S
         # Backlogs that nobody gives from: blocked steps, or an owner for which our dwell window has not ended yet.
         return ASK_AGAIN_S if backlogs else float("inf")
@@ -460,13 +488,27 @@ def _step_of(reader: Reader, *, entry: Queued) -> Row | None:
 
 
 def _open_owners(reader: Reader) -> list[str]:
-    return [str(owner) for (owner,) in reader.sql("SELECT DISTINCT owner FROM steps WHERE rank = 0")]
+    found = reader.sql("SELECT DISTINCT owner FROM steps WHERE rank = 0 AND deleted = 0")
+    return [str(owner) for (owner,) in found]
 
 
-def _open_steps_of(reader: Reader, owners: list[str]) -> list[Row]:
-    marks = ",".join("?" * len(owners))
+def _lease(step: Row) -> tuple[str, int]:
+    return step.key, step.lease_epoch
+
+
+def _open_steps_of(reader: Reader, *, owners: list[str], offer: Offer, after: tuple[int, str]) -> list[Row]:
+    """Open steps of these owners for agents that the offer has and pinned to nobody else, oldest first.
+
+    Without the narrowing, some thousand steps of an agent that nobody has would hide all others for ever.
+    """
+    agents = sorted(offer.abilities)
     return reader.select(
-        "steps", f"rank = 0 AND deleted = 0 AND owner IN ({marks})", owners, order="hlc", limit=STEPS_READ_MAX
+        "steps",
+        f"rank = 0 AND deleted = 0 AND owner IN ({','.join('?' * len(owners))}) "
+        f"AND agent IN ({','.join('?' * len(agents))}) AND (pin_node IS NULL OR pin_node = ?) AND (hlc, key) > (?, ?)",
+        (*owners, *agents, offer.node, *after),
+        order="hlc, key",
+        limit=STEPS_READ_MAX,
     )
 
 

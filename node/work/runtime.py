@@ -295,7 +295,7 @@ class Runtime:
                 tx,
                 priorities=self._wheel.order(),
                 now_ms=tx.now_ms,
-                full_agents=self._full_agents(slot),
+                full_agents=self.full_agents(slot),
                 fresh_after=self._gate_shut_hlc,
             )
             if found is None:
@@ -317,8 +317,8 @@ class Runtime:
                 return claimed
         return None
 
-    def _full_agents(self, slot: int) -> list[str]:
-        """Agents that have no room for this slot: what it ran until now has ended, so that does not count."""
+    def full_agents(self, slot: int | None = None) -> list[str]:
+        """Agents that have no room. For a slot that looks for work, what it ran until now does not count: it ended."""
         busy: collections.Counter[str] = collections.Counter()
         for run in self._all_runs():
             if run.slot != slot:

@@ -160,11 +160,11 @@ def next_due_ms(reader: Reader, after_ms: int) -> int | None:
     return None if due is None else int(due)
 
 
-def unplaceable(reader: Reader, agents: Sequence[str], limit: int) -> list[Queued]:
-    """Entries of these agents that this node owns but cannot run, oldest first."""
+def unplaceable(reader: Reader, agents: Sequence[str], limit: int, skip: int = 0) -> list[Queued]:
+    """Entries of these agents that this node owns but cannot run, oldest first, without the first `skip`."""
     found = reader.sql(
         f"SELECT namespace, step_id, agent FROM queue WHERE runnable = 0 AND agent IN ({','.join('?' * len(agents))}) "
-        "ORDER BY enqueued_hlc LIMIT ?",
-        (*agents, limit),
+        "ORDER BY enqueued_hlc LIMIT ? OFFSET ?",
+        (*agents, limit, skip),
     )
     return [Queued(*row) for row in found]
