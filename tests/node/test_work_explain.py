@@ -1,0 +1,186 @@
+"""Every sentence that tells of a step: what it is, why twice, and why not yet."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from mesh.fences import Fence
+from mesh.ids import Origin
+from mesh.placement import Offer
+from mesh.rows import Row
+from node.work.explain import Situation, explain_step, summarise, tell, why_not_yet
+from node.work.history import Action
+from node.work.tables import Status
+
+HERE = Situation(
+    me="a",
+    member_status={"a": "ALIVE", "b": "ALIVE", "c": "DEAD"},
+    offers={name: Offer(node=name, abilities=frozenset({"echo"})) for name in "abc"},
+    placeable=("a", "b"),
+    idle_slots=1,
+)
+
+
+def a_step(status: Status = Status.PENDING, name: str = "s", owner: str = "a", **values) -> Row:
+    return Row(
+        table="steps",
+        namespace="default",
+        key=f"stp_{name}",
+        rank=status.rank,
+        lease_epoch=3,
+        lease_hlc=2000 << 16,
+        hlc=3000 << 16,
+        node=owner,
+        origin=Origin(owner, 1),
+        seq=1,
+        values={"name": name, "status": status.value, "owner": owner, "agent": "echo", **values},
+    )
+
+
+def event(action: Action, node: str = "a", *, step: Row | None = None, at_ms: int = 2500, **detail) -> Row:
+    row = step or a_step()
+    from_node = detail.pop("from_node", None)
+    values = {
+        "step_id": row.key,
+        "action": action.value,
+        "attempt": 1,
+        "fence": Fence.of(row, node).encode(),
+        "detail": json.dumps(detail),
+    }
+    if from_node:
+        values["from_node"] = from_node
+    return Row(
+        table="history",
+        namespace="default",
+        key=f"{action}-{at_ms}",
+        hlc=at_ms << 16,
+        node=node,
+        origin=Origin(node, 1),
+        seq=2,
+        values=values,
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (
+            event(Action.TAKEN_OVER, "b", from_node="c", why="owner c is dead", was="RUNNING"),
+            "b took it over from c (owner c is dead; it was RUNNING)",
+        ),
+        (event(Action.HANDED_OVER, to="b", why="it asked"), "a handed it over to b: it asked"),
+        (event(Action.FAILED, kind="timeout", error="too slow"), "attempt 1 on a failed (timeout): too slow"),
+        (event(Action.LOST, why="gone"), "a lost its run under epoch 3: gone"),
+        (event(Action.RELEASED, why="stopping"), "a gave its run under epoch 3 back, uncounted: stopping"),
+        (event(Action.REQUEUED, why="epoch"), "a gave its run under epoch 3 back, uncounted: epoch"),
+        (event(Action.ABORTED, winner="b"), "a stopped its run under epoch 3; b owns the step now"),
+        (
+            event(Action.SUPERSEDED, outcome="success", winner="b", why="late", decidedBy="leaseEpoch"),
+            "the success of a under epoch 3 was superseded by b: late (decided by leaseEpoch)",
+        ),
+        (event(Action.REPLAYED, was="DEAD_LETTER"), "an operator replayed it at a (it was DEAD_LETTER)"),
+        (event(Action.CANCELLED, mode="hard"), "a cancelled it (hard): no reason given"),
+    ],
+)
+def test_each_event_is_one_sentence(row, sentence):
+    assert tell(row) == sentence
+
+
+def summary(step: Row, *events: Row, situation: Situation = HERE) -> str:
+    return summarise(step, {step.text("name"): step}, events, situation)
+
+
+def test_ended_steps_say_how():
+    assert summary(a_step(Status.SUCCESS)) == "a ran it and its result was accepted."
+    dead = a_step(Status.DEAD_LETTER, last_error="no luck")
+    assert summary(dead) == "It is a dead letter: no luck. Mend the cause, then `relaymesh replay`."
+    assert summary(a_step(Status.CANCELLED, last_error="cancelled: why")) == "It was cancelled: cancelled: why."
+
+
+def test_a_running_step_names_its_owner_and_its_owners_trouble():
+    assert summary(a_step(Status.RUNNING, attempt=2)) == "a runs it now (attempt 2, epoch 3)."
+    assert summary(a_step(Status.RUNNING, owner="c", attempt=1)).endswith(
+        "Its owner c is DEAD; an able member takes it over."
+    )
+
+
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [
+        (Action.FAILED, "an attempt failed"),
+        (Action.LOST, "its owner's process ended"),
+        (Action.RELEASED, "its owner gave the run back"),
+        (Action.REQUEUED, "the cluster epoch rose"),
+        (Action.SUPERSEDED, "two nodes ran it without being able to hear each other"),
+        (Action.ABORTED, "its lease moved during a run"),
+    ],
+)
+def test_a_second_run_is_explained(action, reason):
+    step = a_step(Status.SUCCESS, attempt=1)
+    assert summary(step, event(action)).endswith(f"It was started 2 times: {reason}.")
+
+
+def test_taking_over_what_only_waited_is_no_second_run():
+    step = a_step(Status.SUCCESS, attempt=1)
+    waited = event(Action.TAKEN_OVER, "a", from_node="c", was="PENDING")
+    ran = event(Action.TAKEN_OVER, "a", from_node="c", was="RUNNING")
+    assert "times" not in summary(step, waited)
+    assert summary(step, ran).endswith("started 2 times: its owner was gone during the run.")
+
+
+def not_yet(step: Row, *siblings: Row, **changes) -> str:
+    situation = HERE if not changes else _changed(**changes)
+    return why_not_yet(step, {row.text("name"): row for row in (step, *siblings)}, situation)
+
+
+def _changed(**changes) -> Situation:
+    fields = {name: getattr(HERE, name) for name in Situation.__dataclass_fields__}
+    return Situation(**{**fields, **changes})
+
+
+def test_why_not_yet_gives_the_first_reason_that_holds():
+    child = a_step(name="y", depends_on='["x", "z"]')
+    assert not_yet(child, a_step(Status.RUNNING, name="x")) == (
+        "It waits for 2 step(s) it depends on: x (RUNNING), z (not here yet)."
+    )
+    assert not_yet(a_step(owner="d")).startswith("It waits. Its owner d is not known here; after one dead time")
+    assert "takes over" in not_yet(a_step(owner="b"), member_status={"b": "SUSPECT"})
+    assert "more than half of the mesh failed at once" in not_yet(a_step(owner="c"), reclaim_frozen=True)
+    retrying = a_step(Status.RETRYING, attempt=1, retry_delay_ms=1500, last_error="oops")
+    assert not_yet(retrying) == "Attempt 1 failed; a tries again 1.5 s after that. Last error: oops"
+    assert not_yet(a_step(agent="rare")).startswith("No member can run it: a has no agent rare; b has no agent rare;")
+    only_c = {"a": Offer(node="a", abilities=frozenset()), "c": HERE.offers["c"]}
+    assert not_yet(a_step(), offers=only_c) == (
+        "No member can run it: a has no agent echo; c could, but is DEAD or just came back. It waits until one can."
+    )
+    assert "no member has announced" in not_yet(a_step(), offers={})
+
+
+def test_a_runnable_step_says_what_its_own_node_waits_for():
+    queued = "It waits in the queue of a for a free slot."
+    assert not_yet(a_step()) == queued
+    assert not_yet(a_step(), idle_slots=0) == f"{queued} All slots of this node are busy."
+    assert not_yet(a_step(), paused="its store fails") == f"{queued} This node starts nothing new: its store fails."
+    assert "waits to hear from a peer" in not_yet(a_step(), gate_open=False)
+    assert not_yet(a_step(owner="b"), idle_slots=0) == "It waits in the queue of b for a free slot."
+
+
+def test_the_timeline_is_in_order_and_leaves_logs_out():
+    step = msgspec.structs.replace(a_step(Status.SUCCESS, attempt=1, created_hlc=1000 << 16), generation=0)
+    history = [
+        event(Action.TAKEN_OVER, "a", from_node="c", why="gone", was="RUNNING", claimedAtMs=1200, at_ms=1800),
+        event(Action.LOGGED, "c", at_ms=1500, log="noise"),
+        event(Action.FAILED, "c", step=a_step(name="other"), at_ms=1500),
+    ]
+    told = explain_step(step, [step], history, HERE)
+    assert [(line["atMs"], line["text"].split()[0]) for line in told["timeline"]] == [
+        (1000, "submitted"),
+        (1200, "c"),
+        (1800, "a"),
+        (2000, "a"),
+        (3000, "ended"),
+    ]
+    assert (told["stepId"], told["status"], told["owner"]) == ("stp_s", "SUCCESS", "a")
