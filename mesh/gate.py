@@ -1,8 +1,8 @@
 """The gate: a node that may have missed news touches nothing it owned before, until it has heard from a peer.
 
-It shuts at every start and after every pause longer than one dead time, because in that time others may have taken the
-work over. It opens when one pull from a peer finished, or when no peer answered for one dead time: then there was
-nobody to take anything, or a cut, across which nobody can know.
+It shuts at every start, after every pause longer than one dead time, and after its store had failed, because in that
+time others may have taken the work over. It opens when one pull from a peer finished, or when no peer answered for one
+dead time: then there was nobody to take anything, or a cut, across which nobody can know.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Gate:
         """`has_peers`: seeds or members are known; a node founded alone has nobody to hear from and starts open."""
         self._dead_time_s = dead_time_s
         self._checked_at = now
-        self._shut_at = now
+        self._silent_since = now
         self.state = GateState.SHUT if has_peers else GateState.OPEN
         self.pauses = 0
-        """How often this process was away for longer than a dead time."""
+        """How often this process was away for longer than a dead time, or without a working store."""
 
     @property
     def is_open(self) -> bool:
@@ -47,14 +47,23 @@ class Gate:
         away_s = now - self._checked_at
         self._checked_at = now
         if away_s > self._dead_time_s:
-            self.pauses += 1
-            self.state = GateState.SHUT
-            self._shut_at = now
-        elif self.state is GateState.SHUT and now - self._shut_at >= self._dead_time_s:
+            self.shut(now)
+        elif self.state is GateState.SHUT and now - self._silent_since >= self._dead_time_s:
             # Nobody answered for one dead time. Waiting longer would stop a node that is simply alone, and an edge
             # host must go on alone: what a cut hides is settled by epochs at the heal.
             self.state = GateState.OPEN
         return self.is_open
+
+    def shut(self, now: float) -> None:
+        """Others may have taken over what this node owns, for a reason that the clock does not show."""
+        self.pauses += 1
+        self.state = GateState.SHUT
+        self._silent_since = now
+
+    def on_peer_answered(self, now: float) -> None:
+        """A part of a pull came in. Whatever it takes until the rest is here, this node is not alone."""
+        # A host that was long away pulls for minutes: opening meanwhile would run again what others finished.
+        self._silent_since = now
 
     def on_pull_started(self) -> int:
         """A token for `on_pull_finished`: a pull begun before the gate shut proves nothing about the time after."""
@@ -69,4 +78,4 @@ class Gate:
 
     def opens_at(self) -> float | None:
         """When the gate opens by itself if no peer answers; None when it is open."""
-        return None if self.is_open else self._shut_at + self._dead_time_s
+        return None if self.is_open else self._silent_since + self._dead_time_s

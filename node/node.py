@@ -195,6 +195,7 @@ class Node:
             self.data_calls,
             address_of=self.loop.rpc_address,
             on_started=self.gate.on_pull_started,
+            on_answered=lambda: self.gate.on_peer_answered(env.clock.monotonic()),
             on_finished=self._on_pull_finished,
         )
         self.push = Push(
@@ -231,6 +232,11 @@ class Node:
         self.push.on_commit(commit)
 
     def _on_store_failed(self, failed: bool) -> None:
+        if not failed:
+            # Peers were told to take over, and what they did could not be stored here.
+            self.runtime.shut_gate()
+            for peer in self.loop.alive_peers():
+                self.puller.want_at_once(peer)
         self._update_paused()
         log.error("the local store %s", "fails: this node starts no work" if failed else "works again")
         self.loop.perform(self.gossip.set_store_failed(failed, self.env.clock.monotonic()))

@@ -88,14 +88,18 @@ class Puller:
         *,
         address_of: Callable[[str], Address | None],
         on_started: Callable[[], int],
+        on_answered: Callable[[], None],
         on_finished: Callable[[int], None],
     ) -> None:
-        """`on_started` gives a token that `on_finished` gets back: that is how the gate hears of a pull."""
+        """`on_started` gives a token that `on_finished` gets back, `on_answered` is called at every part in between:
+        that is how the gate hears of a pull.
+        """
         self._env = env
         self._store = store
         self._calls = calls
         self._address_of = address_of
         self._on_started = on_started
+        self._on_answered = on_answered
         self._on_finished = on_finished
         self._wanted: dict[str, float] = {}
         self._failures: dict[str, int] = {}
@@ -136,10 +140,9 @@ class Puller:
                         del self._wanted[node_id]
                         self._active.add(node_id)
                         nursery.start_soon(self._pull_guarded, node_id)
-                pause_s = min(
-                    (due - now for node_id, due in self._wanted.items() if node_id not in self._active),
-                    default=float("inf"),
-                )
+                due_s = [due - now for node_id, due in self._wanted.items() if node_id not in self._active]
+                # While no more may run, the end of one is what to wait for.
+                pause_s = min(due_s, default=float("inf")) if len(self._active) < PULLS_AT_ONCE_MAX else float("inf")
                 with trio.move_on_after(max(0.005, pause_s)):
                     await self._wake.wait()
 
@@ -166,6 +169,7 @@ class Puller:
 
         async def apply_part(part: bytes) -> None:
             nonlocal received
+            self._on_answered()
             rows = decode_rows(part, limits=CHUNK_LIMITS)
             received += len(rows)
             await self._apply(rows)

@@ -218,12 +218,20 @@ class Runtime:
         was_open = self._gate.is_open
         is_open = self._gate.check(self._env.clock.monotonic())
         if was_open and not is_open:
-            self._gate_shut_hlc = self._store.hlc.last
-            for run in self._all_runs():
-                run.reopen = True
+            self._note_gate_shut()
         elif is_open and not was_open:
             self.on_gate_opened()
         return is_open
+
+    def shut_gate(self) -> None:
+        """Others may have taken over what this node owns: touch it only after a pull."""
+        self._gate.shut(self._env.clock.monotonic())
+        self._note_gate_shut()
+
+    def _note_gate_shut(self) -> None:
+        self._gate_shut_hlc = self._store.hlc.last
+        for run in self._all_runs():
+            run.reopen = True
 
     def on_gate_shut_at_start(self) -> None:
         """Remember which steps are older than this process: they wait for the gate."""
@@ -412,6 +420,7 @@ class Runtime:
                 log.warning("cannot commit the end of a run: %s", error)
                 self._commit_unknown.set()
                 await self._env.clock.sleep(STORE_RETRY_S)
+                await self._wait_gate()  # a store that failed for long shuts it as it recovers
             else:
                 self.finished[kind] += 1
                 return claimed

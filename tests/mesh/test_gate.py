@@ -62,3 +62,32 @@ def test_the_pause_is_noticed_even_when_the_pull_is_the_first_to_look():
 
     assert not gate.on_pull_finished(stale, 10.0)
     assert not gate.is_open
+
+
+def test_a_pull_that_goes_on_keeps_it_shut_however_long_it_takes():
+    gate = Gate(dead_time_s=3.0, has_peers=True, now=0.0)
+    token = gate.on_pull_started()
+    for second in range(1, 20):
+        assert not gate.check(float(second))
+        gate.on_peer_answered(float(second))
+
+    assert gate.opens_at() == 22.0
+    assert gate.on_pull_finished(token, 19.5)
+
+
+def test_silence_after_a_part_of_a_pull_opens_it_too():
+    gate = Gate(dead_time_s=3.0, has_peers=True, now=0.0)
+    gate.check(2.0)
+    gate.on_peer_answered(2.0)
+
+    assert not gate.check(4.9)
+    assert gate.check(5.0)
+
+
+def test_shutting_it_makes_pulls_of_before_worthless():
+    gate = _open_gate()
+    stale = gate.on_pull_started()
+    gate.shut(1.0)
+
+    assert not gate.on_pull_finished(stale, 1.5)
+    assert gate.on_pull_finished(gate.on_pull_started(), 2.0)
