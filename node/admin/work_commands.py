@@ -51,7 +51,8 @@ class WorkCommands:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._changed: dict[str, trio.Event] = {}
+        self._watched: dict[str, list[trio.Event]] = {}
+        """By task id, one event for each request that waits for a change of it."""
         self._depth = 0
         self._depth_at = float("-inf")
         self._rate_window = (0, 0)
@@ -204,20 +205,31 @@ class WorkCommands:
     async def _wait_until(self, args: Arguments, condition: Callable[[Row, list[Row]], bool]) -> None:
         task_id = args.text("taskId")
         while True:
-            changed = self._changed.setdefault(task_id, trio.Event())
-            task, steps = await self._node.store.read(lambda reader: _load(reader, args))
-            if condition(task, steps):
-                return
-            await changed.wait()
+            changed = trio.Event()
+            self._watched.setdefault(task_id, []).append(changed)
+            try:
+                task, steps = await self._node.store.read(lambda reader: _load(reader, args))
+                if condition(task, steps):
+                    return
+                await changed.wait()
+            finally:
+                self._unwatch(task_id, changed)
+
+    def _unwatch(self, task_id: str, changed: trio.Event) -> None:
+        # Whatever ended the wait: a task that never changes again must leave nothing behind.
+        waiting = self._watched.get(task_id, [])
+        if changed in waiting:
+            waiting.remove(changed)
+            if not waiting:
+                del self._watched[task_id]
 
     def _on_commit(self, commit: Commit) -> None:
-        if not self._changed:
+        if not self._watched:
             return
         for change in commit.changes:
             row = change.after
             task_id = row.key if row.table == "tasks" else row.text("task_id") if row.table == "steps" else ""
-            event = self._changed.pop(task_id, None)
-            if event is not None:
+            for event in self._watched.pop(task_id, ()):
                 event.set()
 
     # --- change ---

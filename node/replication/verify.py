@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from typing import Annotated
 
 import msgspec
 
 from mesh.ids import Address, Origin
-from mesh.row_codec import CHUNK_LIMITS, decode_rows, encode_rows
+from mesh.row_codec import CHUNK_LIMITS, INT_MAX, decode_rows, encode_rows, row_bytes
 from mesh.rows import Row
 from mesh.version_vector import VersionVector
 from node.replication.calls import Caller, decode
@@ -27,8 +28,13 @@ log = logging.getLogger(__name__)
 BRANCHES = 16
 """Subranges per question: 7 round trips narrow 10^8 rows down to single ones (reference: replication, section 2)."""
 LEAF_ROWS_MAX = 64
+ANSWER_BYTES_MAX = 1 << 20
+"""Where an answer of rows ends; one large row may exceed it."""
 ROUNDS_MAX = 4096
 """A bound on questions per verification; what is left is found by the next one."""
+
+Seq = Annotated[int, msgspec.Meta(ge=0, le=INT_MAX)]
+"""A larger number is none of ours, and none to SQLite."""
 
 Sum = tuple[int, int, int]
 """Row count and the two 40-bit digest sums."""
@@ -51,16 +57,16 @@ class VerifyAnswer(msgspec.Struct, array_like=True):
 class RangesRequest(msgspec.Struct, array_like=True):
     """Sums of these ranges of one origin, please."""
 
-    origin: tuple[str, int]
-    ranges: list[tuple[int, int]]
+    origin: tuple[str, Seq]
+    ranges: list[tuple[Seq, Seq]]
 
 
 class RowsRequest(msgspec.Struct, array_like=True):
     """The rows of one origin with sequences in `lo..hi`."""
 
-    origin: tuple[str, int]
-    lo: int
-    hi: int
+    origin: tuple[str, Seq]
+    lo: Seq
+    hi: Seq
 
 
 class VerifyResult(msgspec.Struct, frozen=True):
@@ -92,10 +98,24 @@ async def serve_ranges(store: Store, body: bytes) -> bytes:
 
 
 async def serve_rows(store: Store, body: bytes) -> bytes:
-    """Our rows in a range. Requests wider than a leaf get its first rows only."""
+    """Our rows in a range: as many of the first ones as an answer holds. Whoever wants the rest asks on behind them.
+
+    Of a range wider than a leaf only the first leaf is looked at: nobody may ask for everything at once.
+    """
     request = decode(body, RowsRequest)
-    rows = await store.read(lambda reader: reader.rows_in_range(Origin(*request.origin), request.lo, request.hi))
-    return encode_rows(rows[: 2 * LEAF_ROWS_MAX])
+    return encode_rows(await store.read(partial(_first_rows, request=request)))
+
+
+def _first_rows(reader: Reader, *, request: RowsRequest) -> list[Row]:
+    rows: list[Row] = []
+    size = 0
+    for seq in range(request.lo, min(request.hi, request.lo + LEAF_ROWS_MAX - 1) + 1):
+        for row in reader.rows_in_range(Origin(*request.origin), seq, seq):
+            size += row_bytes(row)
+            if rows and size > ANSWER_BYTES_MAX:
+                return rows
+            rows.append(row)
+    return rows
 
 
 async def verify(store: Store, calls: Caller, node_id: str, address: Address) -> VerifyResult:
@@ -133,6 +153,8 @@ async def _repair_origin(
             rows = decode_rows(answer, limits=CHUNK_LIMITS)
             verdicts = await store.write(partial(_merge_all, rows=rows), remote=True, rows=len(rows))
             repaired += verdicts.count("applied")
+            if rows and lo <= rows[-1].seq < hi:
+                pending.append((rows[-1].seq + 1, hi))  # large rows: the answer was full before its range ended
             continue
         ranges = split(lo, hi)
         body = msgspec.msgpack.encode(RangesRequest((origin.node, origin.incarnation), ranges))
