@@ -21,7 +21,7 @@ _FRAME_HEADER_BYTES = 24
 
 
 class LogRoom:
-    """The room in the log of one database. Use it between transactions, on the writing thread.
+    """The room in the log of one database. Use it right before a COMMIT, on the writing thread.
 
     A database behind a named VFS gets none: where its files are is not ours to know.
     """

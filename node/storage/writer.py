@@ -213,7 +213,6 @@ class Writer:
             if self._must_reload:
                 self._roll_back()  # the failed batch may have left its transaction open
                 batch.reloaded = vector = self._reload()
-            self._make_log_room()
             self._transact(requests, vector, batch)
         except DISK_ERRORS as error:
             failure = f"{type(error).__name__}: {error}"
@@ -252,6 +251,7 @@ class Writer:
         if batch.written:
             # Stamps must go on rising after a restart on a host whose clock begins in 1970.
             self._set_meta(_META_HLC, str(ledger.hlc.last).encode())
+        self._make_log_room()
         execute("COMMIT")
         ledger.count("commits")
         if minted:

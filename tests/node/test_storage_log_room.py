@@ -79,9 +79,11 @@ async def test_a_failure_to_make_room_is_counted_and_fails_no_write(world, monke
         assert store.counters()["log_room_failures"] >= 1
 
 
-async def test_reading_alone_makes_no_room(world):
+async def test_requests_that_change_nothing_make_no_room(world):
     async with world.opened() as store:
-        await store.read(lambda reader: reader.get("notes", "default", "k"))
-        size = (world.root / "relaymesh.db-wal").stat().st_size
-        await store.read(lambda reader: reader.get("notes", "default", "k"))
-        assert (world.root / "relaymesh.db-wal").stat().st_size == size
+        log = world.root / "relaymesh.db-wal"
+        await store.write(lambda tx: tx.get("notes", "default", "k"))
+        before = log.stat().st_size
+        assert before < STEP_BYTES
+        await store.write(lambda tx: tx.put("notes", "default", "k", {}))
+        assert log.stat().st_size >= before + STEP_BYTES - MARGIN_BYTES
