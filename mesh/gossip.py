@@ -92,6 +92,7 @@ class Gossip:
         seeds: Sequence[Address],
         known: Sequence[bytes] = (),
         effective: EffectiveState | None = None,
+        encrypt: bool = True,
     ) -> None:
         # The random process number tells two starts of one cloned disk apart: in nonces, replay windows and the record.
         process = int.from_bytes(entropy(4), "big") % (1 << PROCESS_BITS)
@@ -107,7 +108,12 @@ class Gossip:
         self._rng = rng
         self._known = list(known)
         self._sealer = Sealer(
-            ring=ring, cluster=authority.cluster, sender=self._tag, life=self._own.life, process=process
+            ring=ring,
+            cluster=authority.cluster,
+            sender=self._tag,
+            life=self._own.life,
+            process=process,
+            encrypt=encrypt,
         )
         self._window = ReplayWindow()
         self._health = LocalHealth()

@@ -155,6 +155,7 @@ class Node:
             rpc_address=spec.rpc_address,
             seeds=spec.seeds,
             known=known,
+            encrypt=spec.settings.gossip_encryption,
             effective=EffectiveState(
                 suspect_recover_min_s=spec.settings.suspect_recover_min_ms / 1000,
                 dead_recover_min_s=spec.settings.dead_recover_min_ms / 1000,
@@ -246,6 +247,8 @@ class Node:
         self._update_paused()
 
     def _update_paused(self) -> None:
+        if not self.spec.settings.pause_worker_when_local_not_alive:
+            return
         if self.store.failed:
             self.runtime.paused = "its store fails"
         else:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from chaos.processes import node_command, source_path
+from chaos.processes import node_command, source_path, wait_until
 from mesh.errors import ConfigError, LimitError, RelayMeshError
+from mesh.ids import make_life, node_tag
+from mesh.sealing import Sealer
 from node import identity_files
+from node.identity_files import read_enrolment
 
 START_S = 20
 
@@ -203,6 +206,40 @@ def test_random_and_oversized_datagrams_change_nothing_and_are_counted(mesh):
     assert mesh.statuses("a") == before
     refused = mesh.cluster.admin("a", "stats")["gossip"]["refused"]
     assert sum(refused.values()) >= 100, refused
+
+
+def test_forged_foreign_and_replayed_datagrams_change_nothing_and_are_counted_by_reason(mesh, tmp_path):
+    """The packets are well-formed: what is wrong with each is only its key, its mesh, its age or its receiver."""
+    node = mesh.cluster.nodes["a"]
+    mine = read_enrolment(mesh.cluster.enrolment("b"))
+    identity_files.create_mesh(tmp_path / "other")
+    foreign = identity_files.enroll(tmp_path / "other", node_id="b", out=tmp_path / "b.enroll")
+    before = mesh.statuses("a")
+
+    def sealer(ring, cluster):
+        # A life that this id will never have, so that the real node is not disturbed.
+        return Sealer(ring=ring, cluster=cluster, sender=node_tag("stranger"), life=make_life(1, 1), process=7)
+
+    packets = {
+        "unknown-key": sealer(foreign.ring(), mine.cluster).seal(b"\x90", 0),
+        "wrong-cluster": sealer(mine.ring(), foreign.cluster).seal(b"\x90", 0),
+        "bad-mac": sealer(mine.ring(), mine.cluster).seal(b"\x90", 0)[:-1] + b"\x00",
+        "wrong-receiver": sealer(mine.ring(), mine.cluster).seal(b"\x90", 12345),
+        "truncated": sealer(mine.ring(), mine.cluster).seal(b"\x90", 0)[:50],
+    }
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as forger:
+        for packet in packets.values():
+            forger.sendto(packet, node.gossip)
+        good_but_nobody_s = sealer(mine.ring(), mine.cluster).seal(b"\x90", 0)
+        forger.sendto(good_but_nobody_s, node.gossip)
+        forger.sendto(good_but_nobody_s, node.gossip)
+
+        def refused():
+            return mesh.cluster.admin("a", "stats")["gossip"]["refused"]
+
+        reasons = {*packets, "unknown-sender", "replayed"}
+        wait_until(lambda: reasons <= set(refused()), 5, "every reason to be counted")
+    assert mesh.statuses("a") == before
 
 
 def test_random_bytes_on_the_stream_port_hurt_nobody(mesh):
