@@ -284,17 +284,17 @@ class Runtime:
             await self._settle(partial(self._hand_back, step=claimed.step))
 
     async def _claim_patiently(self, slot: int) -> Claimed | None:
-        if self.paused is not None:
-            return None
-        self.gate_is_open()
-        try:
-            return await self._store.write(partial(self._claim, slot=slot))
-        except RelayMeshError as error:
-            log.warning("cannot claim work: %s", error)
-            self._claims.pop(slot, None)
-            self._commit_unknown.set()
-            await self._env.clock.sleep(STORE_RETRY_S)
-            return None
+        # Not seeing the queue is not the same as an empty one: a slot that parked now would be woken by nobody.
+        while self.paused is None and not self._stopping:
+            self.gate_is_open()
+            try:
+                return await self._store.write(partial(self._claim, slot=slot))
+            except RelayMeshError as error:
+                log.warning("cannot claim work: %s", error)
+                self._claims.pop(slot, None)
+                self._commit_unknown.set()
+                await self._env.clock.sleep(STORE_RETRY_S)
+        return None
 
     def _claim(self, tx: Transaction, *, slot: int) -> Claimed | None:
         self._claims.pop(slot, None)  # of an earlier try, whose commit failed

@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import msgspec
 import pytest
 import trio
 
+from mesh.errors import LimitError, StoreError
 from mesh.gate import Gate
 from mesh.ids import Origin, make_life
 from mesh.placement import Offer
@@ -333,21 +335,107 @@ async def test_a_taken_over_step_of_a_cancelled_task_ends_though_it_could_never_
     assert [row.text("status") for row in await desk.steps(task_id)] == ["CANCELLED", "CANCELLED"]
 
 
-async def test_a_cancel_committed_between_claim_and_start_stops_the_run(desk):
-    original = await desk.one("nap", b"50")
-    task_id = original.text("task_id")
+async def test_a_cancel_committed_between_claim_and_start_stops_the_run(desk, autojump_clock):
     async with running(desk):
-        # Both requests are in the store's queue before the slot that claims can go on.
-        while desk.executor.started == [] and await desk.status(original.key) == "PENDING":
-            await desk.store.write(
-                lambda tx: (
-                    transitions.request_cancel(tx, "default", task_id, mode="hard", reason="enough")
-                    if (transitions.task_steps(tx, "default", task_id)[0]).text("status") == "RUNNING"
-                    else None
-                )
-            )
-        began = trio.current_time()
-        await desk.until(original.key, "CANCELLED", "SUCCESS")
+        # The slot's claim and this cancel are mostly requests of one commit, in either order.
+        for _ in range(10):
+            original = await desk.one("nap", b"50")
+            await desk.store.write(partial(cancel_if_running, step=original))
+            await desk.store.write(partial(cancel_if_running, step=original))
+            began = trio.current_time()
+            await desk.until(original.key, "CANCELLED", "SUCCESS")
+            assert await desk.status(original.key) == "CANCELLED"
+            assert trio.current_time() - began < 5
 
-    assert await desk.status(original.key) == "CANCELLED"
-    assert trio.current_time() - began < 5
+
+def cancel_if_running(tx: Transaction, *, step: Row) -> None:
+    current = tx.get("steps", step.namespace, step.key)
+    if current is not None and current.text("status") == "RUNNING":
+        transitions.request_cancel(tx, step.namespace, step.text("task_id"), mode="hard", reason="enough")
+
+
+# --- retries ---
+
+
+async def test_a_retry_that_is_due_before_it_was_looked_at_is_woken(desk, autojump_clock):
+    original = await desk.one("fail", max_attempts=2)
+    async with running(desk):
+        await desk.until(original.key, "RETRYING")
+        await desk.store.write(lambda tx: tx.execute("UPDATE queue SET due_ms = ?", (tx.now_ms + 3_600_000,)))
+        desk.runtime._due_changed.set()
+        await trio.sleep(5)
+        # Its commit took longer than its delay: nobody looked between the two.
+        await desk.store.write(lambda tx: tx.execute("UPDATE queue SET due_ms = ?", (tx.now_ms,)))
+        desk.runtime._due_changed.set()
+        with trio.fail_after(2):
+            await desk.until(original.key, "DEAD_LETTER")
+
+
+@pytest.mark.parametrize("ahead_ms", [50_000, 365 * 24 * 3600 * 1000])
+async def test_a_stamp_of_a_wrong_clock_delays_no_retry(desk, ahead_ms, autojump_clock):
+    original = await desk.one("fail", max_attempts=2)
+    given = foreign(original, ahead_ms=ahead_ms, lease_epoch=1, lease_hlc=original.hlc, values={"owner": "node-a"})
+    assert await desk.merge(given) == "applied"
+    async with running(desk):
+        with trio.fail_after(4):
+            await desk.until(original.key, "DEAD_LETTER")
+
+
+async def test_a_retry_is_not_forgotten_by_a_restart(tmp_path, autojump_clock):
+    async with open_desk(tmp_path) as desk:
+        original = await desk.one("fail", max_attempts=2)
+        async with running(desk):
+            await desk.until(original.key, "RETRYING")
+    async with open_desk(tmp_path) as desk:
+        await desk.store.write(desk.queue.rebuild)
+        async with running(desk):
+            await desk.until(original.key, "DEAD_LETTER")
+
+
+# --- what an earlier process left ---
+
+
+async def test_a_run_of_an_earlier_life_that_peers_tell_of_late_is_started_again(desk, autojump_clock):
+    original = await desk.one("nap", b"1")
+    async with running(desk), trio.open_nursery() as nursery:
+        nursery.start_soon(desk.runtime.recover_strays, lambda _node: LIFE)
+        await desk.until(original.key, "SUCCESS")
+        left = foreign(
+            original,
+            node="node-a",
+            lease_epoch=1,
+            lease_hlc=original.hlc + 1,
+            values={"status": "RUNNING", "attempt": 1, "claim_life": LIFE - 1},
+        )
+        late = msgspec.structs.replace(left, key="stp_late", origin=Origin("node-a", 99))
+        assert await desk.merge(late) == "applied"
+        ended = await desk.until("stp_late", "SUCCESS")
+        nursery.cancel_scope.cancel()
+
+    assert ended.integer("attempt") == 1
+    assert len(await desk.history(Action.LOST)) == 1
+
+
+async def test_a_full_store_queue_or_a_failed_read_ends_no_service(desk, monkeypatch, autojump_clock):
+    troubles = {"read": 3, "write": 3}
+    read, write = desk.store.read, desk.store.write
+
+    async def flaky_read(fn: Any) -> Any:
+        if troubles["read"]:
+            troubles["read"] -= 1
+            raise StoreError("the database cannot be read")
+        return await read(fn)
+
+    async def flaky_write(fn: Any, **more: Any) -> Any:
+        if troubles["write"]:
+            troubles["write"] -= 1
+            raise LimitError("4096 requests wait")
+        return await write(fn, **more)
+
+    original = await desk.one()
+    monkeypatch.setattr(desk.store, "read", flaky_read)
+    monkeypatch.setattr(desk.store, "write", flaky_write)
+    async with running(desk):
+        await trio.sleep(5)
+        await desk.until(original.key, "SUCCESS")
+    assert troubles == {"read": 0, "write": 0}
