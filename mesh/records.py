@@ -7,6 +7,7 @@ even a holder of the ring key. Records are ordered by (life, incarnation); time 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,7 +24,9 @@ RECORDS_CACHED_MAX = 4_096  # verified records by their bytes: a gossiped record
 
 _DOMAIN = b"relaymesh member"
 
-_Host = Annotated[str, msgspec.Meta(min_length=1, max_length=HOST_CHARS_MAX)]
+# Visible ASCII only: a host goes on to the resolver and into log lines of every member.
+_VISIBLE = re.compile(r"[!-~]+")
+_Host = Annotated[str, msgspec.Meta(min_length=1, max_length=HOST_CHARS_MAX, pattern=r"^[!-~]+\Z")]
 _Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 
 
@@ -82,9 +85,9 @@ class MemberRecord:
 def sign_record(identity: Identity, body: RecordBody) -> MemberRecord:
     """Sign our own record. ConfigError when an advertised host name is too long to be gossiped."""
     for host in (body.host, body.rpc_host):
-        if not (host.isascii() and 0 < len(host) <= HOST_CHARS_MAX):
+        if not (_VISIBLE.fullmatch(host) and len(host) <= HOST_CHARS_MAX):
             raise ConfigError(
-                f"advertised host {host[:40]!r}: give 1 to {HOST_CHARS_MAX} ASCII characters, or the IP address"
+                f"advertised host {host[:40]!r}: give 1 to {HOST_CHARS_MAX} visible ASCII characters, or the IP address"
             )
     content = msgspec.msgpack.encode(body)
     raw = msgspec.msgpack.encode(_Envelope(content, identity.sign(_DOMAIN, content)))

@@ -98,7 +98,7 @@ class _Names:
         """The host's address as far as it is known; None when it has none in this socket's family, or not yet."""
         try:
             socket.inet_pton(self._family, host)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL inside
             return self._resolved(host)
         return host
 

@@ -114,3 +114,15 @@ def test_a_port_of_zero_is_refused() -> None:
     body = msgspec.structs.replace(own().current.body, port=0)
     with pytest.raises(RecordError, match="cannot be read"):
         verifier().verify(records.sign_record(identity, body).raw)
+
+
+@pytest.mark.parametrize("host", ["", "a\0b", "a b", "host\n", "höst", "x" * (HOST_CHARS_MAX + 1)])
+def test_a_host_that_no_resolver_takes_is_refused_whoever_signed_it(host: str) -> None:
+    with pytest.raises(ConfigError):
+        own(host=host)
+    identity = MESH.identity("node-a")
+    body = msgspec.structs.replace(own().current.body, host=host)
+    content = msgspec.msgpack.encode(body)
+    raw = msgspec.msgpack.encode((content, identity.sign(b"relaymesh member", content)))
+    with pytest.raises(RecordError):
+        verifier().verify(raw)

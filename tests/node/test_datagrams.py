@@ -111,6 +111,11 @@ async def test_an_address_of_another_family_or_network_is_refused_quietly(pair):
     assert a.send_refused == 1
 
 
+async def test_a_host_that_is_no_text_for_the_system_is_a_lost_datagram(pair):
+    one, _ = pair
+    assert one.send(b"hello", Address("a\0b", 17_888)) is False
+
+
 async def test_a_taken_port_and_a_foreign_address_say_what_to_do(pair):
     a, _b = pair
     with pytest.raises(ConfigError, match=rf"{a.address} is already in use: .*another port"):
