@@ -194,6 +194,11 @@ class GossipLoop:
             return OwnerState.LEFT
         return OwnerState.STORE_FAILED if member.store_failed else OwnerState.PRESENT
 
+    def is_there(self, node_id: str) -> bool:
+        """Whether the node is a member that may answer: neither declared dead, nor gone, nor never heard of."""
+        member = self._gossip.members.get(node_id)
+        return member is not None and member.active
+
     def may_reclaim(self) -> bool:
         """False while the mass-failure freeze holds."""
         return self._gossip.may_reclaim(self._env.clock.monotonic())

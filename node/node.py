@@ -195,6 +195,7 @@ class Node:
             self.store,
             self.data_calls,
             address_of=self.loop.rpc_address,
+            is_there=self.loop.is_there,
             on_started=self.gate.on_pull_started,
             on_answered=lambda: self.gate.on_peer_answered(env.clock.monotonic()),
             on_finished=self._on_pull_finished,

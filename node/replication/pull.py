@@ -87,17 +87,21 @@ class Puller:
         calls: Caller,
         *,
         address_of: Callable[[str], Address | None],
+        is_there: Callable[[str], bool],
         on_started: Callable[[], int],
         on_answered: Callable[[], None],
         on_finished: Callable[[int], None],
     ) -> None:
-        """`on_started` gives a token that `on_finished` gets back, `on_answered` is called at every part in between:
+        """A peer that did not answer is tried again while `is_there` says that it should.
+
+        `on_started` gives a token that `on_finished` gets back, `on_answered` is called at every part in between:
         that is how the gate hears of a pull.
         """
         self._env = env
         self._store = store
         self._calls = calls
         self._address_of = address_of
+        self._is_there = is_there
         self._on_started = on_started
         self._on_answered = on_answered
         self._on_finished = on_finished
@@ -154,7 +158,10 @@ class Puller:
             self.failures_total += 1
             self._failures[node_id] = self._failures.get(node_id, 0) + 1
             log.info("pull from %s failed: %s", node_id, error)
-            self.want(node_id)
+            if self._is_there(node_id):
+                self.want(node_id)
+            else:
+                del self._failures[node_id]  # when it comes back, it is wanted at once
         finally:
             self._active.discard(node_id)
             self._wake.set()

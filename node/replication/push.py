@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mesh.bundles import make_bundle
-
 from mesh.gossip import PUBLISH_BYTES_MAX
 from mesh.identity import Identity
 from mesh.rows import Row

@@ -106,3 +106,19 @@ async def test_an_answer_of_large_rows_ends_at_its_limit_and_is_asked_on(world, 
     assert result is not None
     assert result.repaired_rows >= 10
     await world.until(world.agree)
+
+
+async def test_a_dead_peer_is_not_pulled_from_for_ever_and_is_at_once_when_it_returns(world, autojump_clock):
+    a, b = world.host("a"), world.host("b")
+    await world.up()
+    await b.crash()
+    await world.until(lambda: a.sees("b") == "DEAD")
+    await trio.sleep(60)
+    failures = a.node.puller.failures_total
+    await trio.sleep(600)
+    assert a.node.puller.failures_total == failures
+
+    task_id = await a.submit(input="x")
+    await b.start()
+    await world.until(world.agree)
+    assert (await b.wait(task_id))["status"] == "SUCCESS"
