@@ -406,13 +406,14 @@ class Ownership:
         mine = Offer(node=self._me, abilities=offer.abilities.difference(full), labels=offer.labels)
         now = self._env.clock.monotonic()
         backlogs = await self._store.read(lambda reader: _backlogs(reader, mine, self._me))
+        again_s = ASK_AGAIN_S
         for owner, _ in backlogs:
             address = self._view.rpc_address(owner)
-            if (
-                address is None
-                or not self._ask_waits.free(owner, now)
-                or self._view.owner_state(owner) is not OwnerState.PRESENT
-            ):
+            if address is None or self._view.owner_state(owner) is not OwnerState.PRESENT:
+                continue
+            if not self._ask_waits.free(owner, now):
+                # It had nothing when it was asked, and has had news since.
+                again_s = min(again_s, self._ask_waits.until[owner] - now)
                 continue
             try:
                 if await self._ask(owner, address, 2 * idle, mine):
@@ -421,7 +422,7 @@ class Ownership:
                 log.info("cannot ask %s for work now: %s", owner, error)  # others may have some
             self._ask_waits.until[owner] = self._env.clock.monotonic() + ASK_EMPTY_PAUSE_S
         # Backlogs that nobody gives from: blocked steps, or an owner for which our dwell window has not ended yet.
-        return ASK_AGAIN_S if backlogs else float("inf")
+        return again_s if backlogs else float("inf")
 
     async def _ask(self, owner: str, address: Address, want: int, mine: Offer) -> bool:
         request = AskRequest(want, sorted(mine.abilities), dict(mine.labels))

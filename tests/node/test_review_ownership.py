@@ -339,3 +339,19 @@ async def test_a_freed_agent_wakes_a_slot_that_had_found_it_full(desk, autojump_
 async def _for_ever(job: Any) -> Any:
     await trio.sleep(10_000)
     return await nap(job)
+
+
+async def test_an_owner_that_had_nothing_is_asked_again_soon_when_it_has_news(office, autojump_clock):
+    office.view.states["node-b"] = OwnerState.PRESENT
+    office.calls.answer = lambda host, verb, body: encode_rows([])
+    async with running(office.desk), deciding(office):
+        await office.owned_by("node-b", 1, agent="nap")
+        await until(lambda: _has(office.calls.asked))
+        await office.owned_by("node-b", 8)  # its backlog grew just after it was asked
+        began, office.calls.asked[:] = trio.current_time(), []
+        await until(lambda: _has(office.calls.asked))
+        assert trio.current_time() - began < 2 * module.ASK_EMPTY_PAUSE_S
+
+
+async def _has(asked: list[tuple[str, str]]) -> bool:
+    return bool(asked)
