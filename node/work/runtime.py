@@ -147,8 +147,10 @@ class Runtime:
 
     def _on_commit(self, commit: Commit) -> None:
         wake = 0
-        for change in commit.changes:
-            row = change.after
+        # One commit may hold several versions of a row, a submit and its claim among them. Only the last is current:
+        # judged by the first, a claimed run would seem to have lost its lease before it began.
+        current = {(row.table, row.namespace, row.key): row for row in (change.after for change in commit.changes)}
+        for row in current.values():
             if row.table == "steps":
                 wake += self._note_step(row)
             elif row.table == "tasks" and row.rank:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from mesh.errors import LimitError, StoreError
 from mesh.gate import Gate
@@ -200,6 +201,27 @@ async def desk(tmp_path, autojump_clock):
 
 
 # --- claims ---
+
+
+async def test_a_step_claimed_in_the_commit_that_brought_it_runs(desk):
+    tasks = []
+
+    async def submit_and_wake():
+        # The slot's claim and the submit enter the same batch, in either order.
+        async with trio.open_nursery() as both:
+            both.start_soon(submit)
+            desk.runtime.wake(2)
+
+    async def submit():
+        tasks.append(await desk.submit(step("only", "nap", payload=b"0.01")))
+
+    async with running(desk):
+        for _ in range(20):
+            await trio.testing.wait_all_tasks_blocked()
+            await submit_and_wake()
+        for task_id in tasks:
+            await desk.until((await desk.steps(task_id))[0].key, "SUCCESS")
+    assert await desk.history(Action.ABORTED) == []
 
 
 async def test_a_step_whose_input_has_not_arrived_is_not_claimed_and_runs_when_it_comes(desk):
