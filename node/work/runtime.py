@@ -18,7 +18,9 @@ import trio
 from mesh.errors import NotFoundError, RelayMeshError
 from mesh.fences import Fence
 from mesh.gate import Gate
+from mesh.registers import beats
 from mesh.rows import Row
+from mesh.tables import Register
 from node.env import AgentInfo, Env, Outcome
 from node.storage.store import Commit, Store
 from node.storage.transaction import Transaction
@@ -94,7 +96,8 @@ class Runtime:
         self._gate_shut_hlc: int | None = None
         self.on_idle: Callable[[], None] = lambda: None
         """Called when a slot found nothing to do; ownership sets it, to ask peers for work."""
-        self.runs: dict[str, Run] = {}
+        self._runs: dict[int, Run] = {}
+        """By slot, not by step: a run that is being stopped may meet the next one of its step, after a lease came back."""
         self._claims: dict[int, Run] = {}
         """What each slot claimed and has not started: the claim may be committed long before its slot is told."""
         self._strays_found = trio.Event()
@@ -162,7 +165,9 @@ class Runtime:
 
     def _note_step(self, row: Row) -> int:
         for run in self._runs_of(row.key):
-            if Fence.of(row, row.text("owner")) != Fence.of(run.step, self._me):
+            # The claim may be newer than this commit's word of the row: only what beats it has moved the lease.
+            moved = Fence.of(row, row.text("owner")) != Fence.of(run.step, self._me)
+            if moved and beats(Register.LIFECYCLE, row, run.step):
                 self._stop_run(run, "moved")
         status = step_status(row)
         if row.text("owner") == self._me and status is Status.PENDING:
@@ -176,13 +181,10 @@ class Runtime:
         return row.integer("dependents") if status is Status.SUCCESS else 0
 
     def _all_runs(self) -> list[Run]:
-        return [*self.runs.values(), *self._claims.copy().values()]
+        return [*self._runs.copy().values(), *self._claims.copy().values()]
 
     def _runs_of(self, step_id: str) -> list[Run]:
-        # Only slots between a claim and its start have an entry in `_claims`, so there is little to look through.
-        run = self.runs.get(step_id)
-        claims = [each for each in self._claims.copy().values() if each.step.key == step_id] if self._claims else []
-        return claims if run is None else [run, *claims]
+        return [run for run in self._all_runs() if run.step.key == step_id]
 
     def _note_cancel(self, task: Row) -> None:
         for run in self._all_runs():
@@ -345,7 +347,7 @@ class Runtime:
     async def _run_one(self, claimed: Claimed, slot: int) -> Claimed | None:
         """Run one attempt, settle it, and return the step claimed in the same commit, if any."""
         run = self._claims.pop(slot)
-        self.runs[claimed.step.key] = run
+        self._runs[slot] = run
         self.started_total += 1
         outcome: Outcome | None = None
         try:
@@ -357,14 +359,14 @@ class Runtime:
             outcome = Outcome(kind="crashed", error=f"{type(error).__name__}: {error}")
         finally:
             if outcome is None and run.stopped_because is None:
-                del self.runs[claimed.step.key]  # the node itself is being torn down
+                del self._runs[slot]  # the node itself is being torn down
         # Whatever ended the run: a node that was away writes nothing about earlier work until it has heard from a peer.
         await self._wait_gate()
         why = run.stopped_because
         try:
             return await self._settle(lambda tx: (self._end_run(tx, run, outcome, why), self._claim(tx, slot=slot)))
         finally:
-            del self.runs[claimed.step.key]
+            del self._runs[slot]
             info = self._env.executor.agents().get(run.agent)
             if info is not None and info.concurrency is not None:
                 self.wake(1)  # this slot may go on with something else, and another one found the agent full
@@ -466,25 +468,25 @@ class Runtime:
             (self._me, self._life, old_hlc),
         )
         for step in running:
-            if step.key not in self.runs:
+            if not self._runs_of(step.key):
                 transitions.requeue(tx, step, me=self._me, action=Action.RELEASED, why="its claim's commit was unsure")
 
     # --- stopping ---
 
     def running(self) -> Mapping[str, Run]:
         """The runs of this moment, by step id."""
-        return self.runs
+        return {run.step.key: run for run in self._all_runs()}
 
     async def stop(self, grace_s: float) -> None:
         """Start nothing new, give runs `grace_s` seconds, then end them and give their leases back, uncounted."""
         self._stopping = True
         self.wake(self._limits.slots)
         deadline = self._env.clock.monotonic() + grace_s
-        while self.runs and self._env.clock.monotonic() < deadline:
+        while self._runs and self._env.clock.monotonic() < deadline:
             await self._env.clock.sleep(0.05)
-        for run in list(self.runs.values()):
+        for run in list(self._runs.values()):
             self._stop_run(run, "shutdown")
-        while self.runs:
+        while self._runs:
             await self._env.clock.sleep(0.02)
 
     async def recover_strays(self, current_life: Callable[[str], int | None]) -> None:
@@ -510,7 +512,7 @@ class Runtime:
 
         def recover(tx: Transaction) -> int:
             left = tx.select("steps", "owner = ? AND rank = 0 AND status = 'RUNNING' AND deleted = 0", (self._me,))
-            stale = [step for step in left if step.key not in self.runs and step.integer("claim_life") < self._life]
+            stale = [step for step in left if not self._runs_of(step.key) and step.integer("claim_life") < self._life]
             return sum(
                 transitions.recover_own(tx, step, me=self._me, current_life=current_life) is not None for step in stale
             )

@@ -87,15 +87,18 @@ class InlineThread:
 
     def __init__(self, paused: Paused) -> None:
         self._paused = paused
+        self._closed = False
 
     async def run(self, fn: Callable[[], T]) -> T:
         with trio.CancelScope(shield=True):
             await trio.lowlevel.checkpoint()
             await self._paused.wait()
+        if self._closed:
+            raise UnavailableError("this process has ended")
         return fn()
 
     def close(self) -> None:
-        pass
+        self._closed = True
 
 
 class _BreakableFile(apsw.VFSFile):
@@ -419,6 +422,7 @@ class Host:
         self.paused = Paused()
         self.disk = HostDisk(self.root)
         self._scope: trio.CancelScope | None = None
+        self._alive = False
         self._ended = trio.Event()
 
     @property
@@ -433,9 +437,15 @@ class Host:
     def is_up(self) -> bool:
         return self._scope is not None
 
+    @property
+    def is_down(self) -> bool:
+        """Whether no life is there, not even one that begins or ends."""
+        return not self._alive
+
     async def start(self) -> None:
         """Begin a life; returns when the node can take work."""
-        assert not self.is_up, f"{self.name} runs already"
+        assert self.is_down, f"{self.name} runs already"
+        self._alive = True
         self._ended = trio.Event()
         await self.world.nursery.start(self._life)
 
@@ -473,6 +483,7 @@ class Host:
             self._scope = None
             socket.close()
             await self._close_database()
+            self._alive = False
             self._ended.set()
 
     async def _run_node(
@@ -489,6 +500,8 @@ class Host:
             await self.node.close()
             return
         # A killed process marks nothing as left in order; only its file handles go.
+        self.env.writer_thread.close()
+        self.env.reader_thread.close()
         store = self.node.store
         for connection in (store._reader_connection, store._writer.ledger.connection):
             if connection is not None:
@@ -545,8 +558,9 @@ class Host:
     async def stop(self) -> None:
         """End in order."""
         await self.node.stop()
-        self.clean = True
-        await self.crash()
+        if self.is_up:
+            self.clean = True
+            await self.crash()
 
     def pause(self) -> None:
         """Stop the process, as SIGSTOP does."""
