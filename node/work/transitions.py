@@ -351,7 +351,12 @@ def preview(content: bytes) -> str:
 
 
 def abort(tx: Transaction, claimed: Row, *, me: str, why: str) -> None:
-    """Record that a run was stopped because its lease moved. The row belongs to someone else now."""
+    """Record that a run was stopped because its lease moved. The row belongs to someone else now.
+
+    Should the lease stand all the same, the step waits again: without its run it would stay RUNNING for ever.
+    """
+    if requeue(tx, claimed, me=me, action=Action.RELEASED, why="its run was stopped, though its lease stands"):
+        return
     winner = tx.get("steps", claimed.namespace, claimed.key)
     owner = winner.text("owner") if winner is not None else None
     history.record(tx, claimed, Action.ABORTED, node=me, winner=owner, why=why)

@@ -376,6 +376,15 @@ def cancel_if_running(tx: Transaction, *, step: Row) -> None:
         transitions.request_cancel(tx, step.namespace, step.text("task_id"), mode="hard", reason="enough")
 
 
+async def test_a_run_stopped_without_need_leaves_its_step_waiting(desk):
+    original = await desk.one()
+    claimed = await desk.claim(original.key)
+    await desk.store.write(lambda tx: transitions.abort(tx, claimed.step, me="node-a", why="test"))
+
+    assert await desk.status(original.key) == "PENDING"
+    assert await desk.queued() == [original.key]
+
+
 # --- retries ---
 
 
