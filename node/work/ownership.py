@@ -139,6 +139,8 @@ class Ownership:
         self._timing = timing
         self._offers: dict[str, Offer] = {}
         self._unknown_since: dict[str, float] = {}
+        self._heard_of: dict[str, float] = {}
+        """When rows last came that an owner wrote whom we hold DEAD: after a cut heals, they come before it does."""
         self._plans: dict[tuple[str, int], Take] = {}
         """By step and lease epoch: whoever takes a step after it moved waits his turn anew."""
         self._place_skip = 0
@@ -174,6 +176,8 @@ class Ownership:
                     if self._offer().misses(requirement_of(row)) is not None:
                         self._place_wake.set()
                 elif self._view.owner_state(owner) is not OwnerState.PRESENT:
+                    if row.node == owner and not change.local:
+                        self._heard_of[owner] = self._env.clock.monotonic()
                     self._take_wake.set()
                 elif row.text("status") == Status.PENDING:
                     self._ask_wake.set()
@@ -241,16 +245,17 @@ class Ownership:
         owners = await self._store.read(_open_owners)
         now = self._env.clock.monotonic()
         self._unknown_since = {owner: since for owner, since in self._unknown_since.items() if owner in owners}
-        takeable = [owner for owner in owners if owner != self._me and self._is_takeable(owner, now)]
-        waiting_unknown = any(self._view.owner_state(owner) is OwnerState.UNKNOWN for owner in owners)
-        unknown_s = self._timing.dead_time_s / 2 if waiting_unknown else float("inf")
+        self._heard_of = {owner: at for owner, at in self._heard_of.items() if owner in owners}
+        gone = [owner for owner in owners if self._view.owner_state(owner) is not OwnerState.PRESENT]
+        takeable = [owner for owner in gone if self._is_takeable(owner, now)]
+        unsure_s = self._timing.dead_time_s / 2 if len(takeable) < len(gone) else float("inf")
         if not takeable:
-            return unknown_s
+            return unsure_s
         if not self._view.may_reclaim() or not self._runtime.gate_is_open() or self._store.failed:
             return self._timing.tick_s * 5
         if self._runtime.paused is not None:
             return RETRY_S  # what it took it would not run
-        return min(unknown_s, await self._take_all(takeable, now))
+        return min(unsure_s, await self._take_all(takeable, now))
 
     async def _take_all(self, owners: list[str], now: float) -> float:
         """Go through all open steps of these owners that could run here; returns in how many seconds to look again."""
@@ -276,6 +281,9 @@ class Ownership:
         state = self._view.owner_state(owner)
         if state is not OwnerState.UNKNOWN:
             self._unknown_since.pop(owner, None)
+            heard = self._heard_of.get(owner)
+            if state is OwnerState.DEAD and heard is not None and now - heard < self._timing.dead_time_s:
+                return False  # perhaps only its word that it lives is still on its way
             return is_takeable(state, unknown_for_s=0.0, dead_time_s=self._timing.dead_time_s)
         since = self._unknown_since.setdefault(owner, now)
         return is_takeable(state, unknown_for_s=now - since, dead_time_s=self._timing.dead_time_s)

@@ -243,6 +243,26 @@ async def test_a_paused_node_takes_nothing(office, autojump_clock):
         await until(lambda: _all(office, [step], "node-a"))
 
 
+async def test_an_owner_held_dead_whose_rows_come_in_gets_time_to_show_itself(office, autojump_clock):
+    # A cut heals: a peer brings rows that the other side wrote, before that side itself is heard.
+    office.view.states["node-b"] = OwnerState.DEAD
+    async with deciding(office):
+        steps = await office.owned_by("node-b", 3)
+        await trio.sleep(2.0)
+        assert await _all(office, steps, "node-b")
+        office.view.states["node-b"] = OwnerState.PRESENT
+        for _ in range(10):
+            await trio.sleep(1.0)
+            assert office.desk.runtime.gate_is_open()
+        assert await _all(office, steps, "node-b")
+
+        office.view.states["node-b"] = OwnerState.DEAD
+        office.ownership.on_member_changed()
+        began = trio.current_time()
+        await until(lambda: _all(office, steps, "node-a"))
+        assert trio.current_time() - began < 1.0
+
+
 # --- placing ---
 
 
