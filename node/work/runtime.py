@@ -97,7 +97,7 @@ class Runtime:
         self.on_idle: Callable[[], None] = lambda: None
         """Called when a slot found nothing to do; ownership sets it, to ask peers for work."""
         self._runs: dict[int, Run] = {}
-        """By slot, not by step: a run that is being stopped may meet the next one of its step, after a lease came back."""
+        """By slot, not by step: a run that is being stopped may meet its step's next one, if the lease came back."""
         self._claims: dict[int, Run] = {}
         """What each slot claimed and has not started: the claim may be committed long before its slot is told."""
         self._strays_found = trio.Event()

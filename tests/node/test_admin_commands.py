@@ -1,4 +1,4 @@
-"""The admin commands of one node, asked through the bytes that a client sends: fields, limits, and one clear refusal."""
+"""The admin commands of one node, asked through the bytes that a client sends: fields, limits, clear refusals."""
 
 from __future__ import annotations
 
@@ -329,12 +329,12 @@ async def test_admission_refuses_with_the_way_out(world, autojump_clock):
     a = await start(world, submit_rate_limit_per_min=3, min_free_disk_bytes=1000)
     for _ in range(3):
         await a.submit()
-    with pytest.raises(UnavailableError, match="submitRateLimitPerMin.*try again in"):
+    with pytest.raises(UnavailableError, match=r"submitRateLimitPerMin.*try again in"):
         await a.submit()
     await trio.sleep(60)
     await a.submit()
     a.disk.free = 10
-    with pytest.raises(UnavailableError, match="disk_pressure.*another peer"):
+    with pytest.raises(UnavailableError, match=r"disk_pressure.*another peer"):
         await a.submit()
 
 
