@@ -20,7 +20,6 @@ from mesh.rows import Row
 from mesh.tables import Table
 from mesh.version_vector import VersionVector
 from node.storage.database import APPLICATION_ID, DISK_ERRORS, open_connection, unusable
-from node.storage.log_room import LogRoom
 from node.storage.migrate import Migration, check_migrations, migrate_up
 from node.storage.origins import NO_ORIGIN, Marker, MarkerFile, OriginTable
 from node.storage.schema import apply_declarations, table_sql
@@ -100,7 +99,6 @@ class Writer:
             connection.pragma("application_id", APPLICATION_ID)
             connection.execute("COMMIT")
             connection.set_wal_hook(self._on_wal)
-            self._log_room = LogRoom(self._path, self._vfs, page_bytes=connection.pragma("page_size"))
             self.ledger = Ledger(
                 connection=connection,
                 tables={table.name: table_sql(table) for table in self._tables},
@@ -227,13 +225,6 @@ class Writer:
         ledger.count("requests", len(requests))
         return batch
 
-    def _make_log_room(self) -> None:
-        try:
-            self._log_room.ensure(self.wal_pages)
-        except OSError:
-            # A full disk may still take what is written into room that there is; the commit itself will tell.
-            self.ledger.count("log_room_failures")
-
     def _transact(self, requests: Sequence[Request], vector: VersionVector, batch: Batch) -> None:
         ledger = self.ledger
         execute = ledger.connection.execute
@@ -251,7 +242,6 @@ class Writer:
         if batch.written:
             # Stamps must go on rising after a restart on a host whose clock begins in 1970.
             self._set_meta(_META_HLC, str(ledger.hlc.last).encode())
-        self._make_log_room()
         execute("COMMIT")
         ledger.count("commits")
         if minted:
