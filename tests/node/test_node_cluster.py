@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,8 +12,12 @@ import trio
 from mesh.bundles import make_bundle
 from mesh.errors import LimitError
 from mesh.fences import Fence
+from mesh.ids import Origin
+from mesh.rows import Row
 from node.env import AgentInfo, Job, Outcome
 from node.node import TOPIC_BUNDLE
+from node.storage.store import Commit
+from node.storage.transaction import Change
 from node.streams.rpc import Verb
 from tests.node.simulated_env import BreakableVfs, Host, World, simulated_world
 
@@ -437,6 +442,111 @@ async def test_more_than_half_of_the_mesh_gone_at_once_freezes_taking_over_for_a
 
     world.network.heal()
     await world.until(world.agree, limit_s=120)
+
+
+async def test_a_restarted_owner_does_not_run_again_what_others_finished_meanwhile(world, autojump_clock):
+    a, b = world.host("a", slots=1), world.host("b")
+    await world.up()
+    b.node.ownership.leave()  # it asks for nothing, so that the second step waits at a
+    await a.submit("sleep", input="50")
+    waiting = await a.submit(input="mine")
+    await world.until(lambda: a.jobs)
+    await world.until(world.agree)
+    await a.crash()
+    b.node.ownership._leaving = False
+    await b.wait(waiting)
+    await a.start()
+
+    await world.until(world.agree)
+    await trio.sleep(10)
+    assert attempts(world, waiting) == {"b": 1}
+
+
+async def test_a_lease_that_nobody_took_during_a_pause_ends_under_a_new_epoch(world, autojump_clock):
+    a, b = world.host("a"), world.host("b")
+    await world.up()
+    task_id = await a.submit("sleep", input="3", node="a")
+    await world.until(lambda: a.jobs)
+    a.pause()
+    await world.until(lambda: b.sees("a") == "DEAD")
+    a.resume()
+
+    view = await b.wait(task_id)
+    assert (view["status"], view["steps"][0]["leaseEpoch"], view["steps"][0]["attempt"]) == ("SUCCESS", 2, 1)
+    assert a.node.gate.pauses == 1
+    assert attempts(world, task_id) == {"a": 1}
+
+
+def written_by_z(step: Row, seq: int, **changes: Any) -> Row:
+    """The step as a node z would hand it on."""
+    values = {**step.values, "owner": changes.pop("owner"), "status": "PENDING"}
+    stamp = step.hlc + (seq << 16)
+    return msgspec.structs.replace(
+        step,
+        node="z",
+        origin=Origin("z", 1),
+        seq=seq,
+        hlc=stamp,
+        lease_hlc=stamp,
+        lease_epoch=step.lease_epoch + seq,
+        values=values,
+    )
+
+
+async def test_a_run_that_takes_long_to_stop_may_meet_the_next_one_of_its_step(world, autojump_clock):
+    async def stubborn(job: Job) -> Outcome:
+        try:
+            await trio.sleep(3)
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(1)  # killing a process takes its time
+            raise
+        return Outcome(kind="success", result=job.fence.encode())
+
+    a = world.host("a", agents={"stubborn": stubborn})
+    await world.up()
+    task_id = await a.submit("stubborn")
+    await world.until(lambda: a.jobs)
+    step = await a.step(task_id)
+    # The lease goes away and comes back, faster than the first run can be stopped.
+    await a.node.store.write(lambda tx: tx.merge(written_by_z(step, 1, owner="z")), remote=True)
+    await a.node.store.write(lambda tx: tx.merge(written_by_z(step, 2, owner="a")), remote=True)
+    await world.until(lambda: len(a.jobs) == 2, limit_s=0.5)
+    assert a.executor.running_now == 2
+
+    view = await a.wait(task_id)
+    assert (view["status"], view["resultPayload"]) == ("SUCCESS", a.jobs[1].fence)
+    assert await a.actions(task_id) == ["aborted"]
+    assert a.node.runtime.running() == {}
+
+
+async def test_an_older_word_of_a_step_told_after_its_claim_does_not_stop_its_run(world, autojump_clock):
+    a = world.host("a")
+    await world.up()
+    task_id = await a.submit("sleep", input="2")
+    await world.until(lambda: a.jobs)
+    claimed = await a.step(task_id)
+    before = msgspec.structs.replace(claimed, lease_epoch=0, hlc=claimed.hlc - 1, seq=1)
+    a.node.runtime._on_commit(Commit((), (Change(None, before, True),), True))
+
+    assert (await a.wait(task_id))["status"] == "SUCCESS"
+    assert len(a.jobs) == 1
+
+
+async def test_a_stopping_node_takes_nothing_over_and_accepts_nothing(world, autojump_clock):
+    a, b = world.host("a"), world.host("b", agents={"special": special})
+    await world.up()
+    await b.submit("sleep", input="4")
+    await world.until(lambda: b.jobs)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(b.stop)
+        await trio.sleep(0.1)
+        task_id = await a.submit("special")
+        await trio.sleep(3)
+        assert (await a.step(task_id)).text("owner") == "a"
+    assert [job.agent for job in b.jobs] == ["sleep"]
+    await b.start()
+    assert (await a.wait(task_id))["status"] == "SUCCESS"
 
 
 # --- cuts ---
