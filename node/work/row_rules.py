@@ -83,6 +83,8 @@ def _on_task(tx: Transaction, before: Row | None, after: Row) -> None:
     _check_metadata(after)
     if after.rank not in (TASK_OPEN, TASK_CANCEL_REQUESTED):
         raise RecordError(f"a task of rank {after.rank}")
+    if not 0 <= after.integer("cancelled_below") <= COUNTER_MAX:
+        raise RecordError(f"cancelled_below is {after.integer('cancelled_below')}")
 
 
 def _on_history(tx: Transaction, before: Row | None, after: Row) -> None:

@@ -156,7 +156,7 @@ class Runtime:
         for row in current.values():
             if row.table == "steps":
                 wake += self._note_step(row)
-            elif row.table == "tasks" and row.rank:
+            elif row.table == "tasks" and row.integer("cancelled_below"):
                 self._note_cancel(row)
             elif row.table == "cluster" and row.key == CLUSTER_EPOCH_KEY:
                 self._note_cluster_epoch(row.rank)

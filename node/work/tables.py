@@ -50,6 +50,7 @@ TASKS = Table(
         Column("step_count", "int"),
         Column("trace_id"),
         Column("created_hlc", "int"),
+        Column("cancelled_below", "int"),  # a cancel concerns steps made under a task generation below this; 0 for none
         Column("cancel_mode"),
         Column("cancel_reason"),
     ),

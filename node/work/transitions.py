@@ -104,6 +104,7 @@ def submit(
             "step_count": len(definition.steps),
             "trace_id": trace_id,
             "created_hlc": tx.hlc,
+            "cancelled_below": 0,
             "cancel_mode": None,
             "cancel_reason": None,
         },
@@ -487,8 +488,11 @@ def queued_for(reader: Reader, offer: Offer, *, now_ms: int, limit: int) -> list
 
 
 def is_cancel_requested(task: Row, step: Row) -> bool:
-    """Whether the task's cancel concerns this step: a step replayed later than the cancel is not its business."""
-    return task.rank == TASK_CANCEL_REQUESTED and step.integer("task_generation") <= task.generation
+    """Whether the task's cancel concerns this step: a step replayed later than the cancel is not its business.
+
+    The bound outlives a replay: a step whose owner could not be reached is cancelled when it can, replayed task or not.
+    """
+    return step.integer("task_generation") < task.integer("cancelled_below")
 
 
 def request_cancel(tx: Transaction, namespace: str, task_id: str, *, mode: str, reason: str) -> list[Row]:
@@ -502,7 +506,11 @@ def request_cancel(tx: Transaction, namespace: str, task_id: str, *, mode: str, 
             "tasks",
             namespace,
             task_id,
-            {"cancel_mode": mode, "cancel_reason": reason[:ERROR_CHARS_MAX]},
+            {
+                "cancelled_below": task.generation + 1,
+                "cancel_mode": mode,
+                "cancel_reason": reason[:ERROR_CHARS_MAX],
+            },
             rank=TASK_CANCEL_REQUESTED,
         )
     return [step for step in task_steps(tx, namespace, task_id) if not step.rank]
@@ -510,7 +518,7 @@ def request_cancel(tx: Transaction, namespace: str, task_id: str, *, mode: str, 
 
 def obey_cancel(tx: Transaction, task: Row, *, me: str) -> None:
     """Cancel the steps of ours that wait. A running one is ended by the runtime first, then by `cancel_run`."""
-    if task.rank != TASK_CANCEL_REQUESTED:
+    if not task.integer("cancelled_below"):
         return
     for step in tx.select("steps", "namespace = ? AND task_id = ? AND rank = 0", (task.namespace, task.key)):
         if (
@@ -569,7 +577,7 @@ def replay(tx: Transaction, namespace: str, task_id: str, *, me: str, step_name:
         "tasks",
         namespace,
         task_id,
-        {"cancel_mode": None, "cancel_reason": None},
+        {},
         rank=TASK_OPEN,
         generation=generation,
         cluster_epoch=max(task.cluster_epoch, epoch),

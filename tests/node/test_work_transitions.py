@@ -433,6 +433,22 @@ async def test_a_replay_lifts_the_cancel(a):
     assert await a.claim(await a.step(task_id)) is not None
 
 
+async def test_a_cancel_reaches_an_owner_that_was_away_also_after_a_replay(pair):
+    a, b = pair
+    task_id = (await a.submit(Definition((step("here"), step("there"))))).task_id
+    there = await a.step(task_id, "there")
+    entry = Queued(there.namespace, there.key, there.text("agent"))
+    await a.write(lambda tx: transitions.hand_over(tx, [entry], me="a", to="b", why="test"))
+    await a.cancel(task_id)
+    await a.obey(task_id)
+    await a.replay(task_id)
+    await b.pull(a)
+    await b.obey(task_id)
+
+    assert (await b.step(task_id, "there")).text("status") == "CANCELLED"
+    assert (await b.step(task_id, "here")).text("status") == "PENDING"
+
+
 async def test_a_cancel_that_is_older_than_a_replay_does_not_touch_it(pair):
     a, b = pair
     task_id = await a.one()
