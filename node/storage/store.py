@@ -95,6 +95,7 @@ class Store:
         self._remote_rows = 0
         self._work = trio.Event()
         self._accepting = False
+        self._closed = False
         self._failing_since: float | None = None
         self._last_commit_s = 0.0
         self._reader_connection: apsw.Connection | None = None
@@ -143,6 +144,7 @@ class Store:
     async def close(self) -> None:
         """Mark the database as left in order and close it. Call it after `run` ended."""
         self._accepting = False
+        self._closed = True
         with trio.CancelScope(shield=True):
             reader = self._reader_connection
             if reader is not None:
@@ -172,6 +174,8 @@ class Store:
         thread = self._env.writer_thread if self._reader_connection is None else self._env.reader_thread
 
         def in_transaction() -> T:
+            if self._closed:
+                raise UnavailableError("this node has stopped: try another node")
             connection.execute("BEGIN")
             try:
                 return fn(Reader(connection, ledger.tables, ledger.origins))

@@ -198,11 +198,24 @@ class Story:
 
     async def check_quiet(self) -> None:
         """A mesh without work writes nothing, once the last news of members has been kept."""
-        await trio.sleep(20)
-        before = {host.name: host.node.store.counters().get("commits") for host in self.world.hosts.values()}
+        await trio.sleep(60)
+        hosts = self.world.hosts.values()
+        changed: list[tuple[str, str, str]] = []
+        for host in hosts:
+            host.node.store.on_commit(
+                lambda commit, name=host.name: changed.extend(
+                    (name, change.after.table, change.after.key) for change in commit.changes
+                )
+            )
+        before = {host.name: host.node.store.counters().get("commits") for host in hosts}
+        began_ms = [host.node.store.physical_ms() for host in hosts]
         await trio.sleep(120)
-        after = {host.name: host.node.store.counters().get("commits") for host in self.world.hosts.values()}
-        assert after == before
+        after = {host.name: host.node.store.counters().get("commits") for host in hosts}
+        members = [
+            await host.node.store.read(lambda reader: reader.sql("SELECT node_id, status, changed_at_ms FROM members"))
+            for host in hosts
+        ]
+        assert after == before, (changed, began_ms, members)
 
 
 def _is_result(host: Host, job, row) -> bool:

@@ -123,6 +123,13 @@ async def test_callbacks_see_a_commit_before_its_callers_wake(world):
         assert order == ["callback", "caller"]
 
 
+async def test_a_closed_store_says_that_the_node_has_stopped(world):
+    async with world.opened() as store:
+        await store.write(put_note("k"))
+    with pytest.raises(UnavailableError, match="has stopped"):
+        await store.read(lambda reader: reader.get("notes", "default", "k"))
+
+
 async def test_a_commit_without_a_change_calls_nobody_and_writes_nothing(world):
     async with world.opened() as store:
         await store.write(put_note("k"))
