@@ -25,7 +25,7 @@ def test_the_wheel_holds_exactly_our_four_packages_and_the_public_module(wheel_f
 
 
 def test_the_wheel_holds_every_file_that_code_reads(wheel_files):
-    data = [path for path in ROOT.glob("node/storage/migrations/*.sql")] + [ROOT / "tools" / "demo_hash.sh"]
+    data = [*ROOT.glob("node/storage/migrations/*.sql"), ROOT / "tools" / "demo_hash.sh"]
 
     assert len(data) >= 3
     for path in data:
