@@ -13,6 +13,7 @@ import msgspec
 
 from mesh.errors import PacketError
 from mesh.messages import (
+    CLAIM_BYTES_MAX,
     Ack,
     Claim,
     Digest,
@@ -58,6 +59,9 @@ def encode_claim(claim: Claim) -> bytes:
 
 def decode_claim(payload: bytes) -> Claim:
     """The claim in a rumor's payload. PacketError when it is none."""
+    # Elements beyond those that we know are skipped, so a claim of any size would decode, and be passed on whole.
+    if len(payload) > CLAIM_BYTES_MAX:
+        raise PacketError("malformed")
     try:
         return _claim_decoder.decode(payload)
     except (msgspec.DecodeError, RecursionError):

@@ -163,16 +163,35 @@ class Conversation:
             encoded.append(codec.encode_item(self._digest(left)))
         self._outbox.seal(reply_to, receiver, codec.join_items(encoded))
 
-    def _acknowledged(self, ack: Ack, sender: Member, now: float) -> None:
+    def hear_proof(self, item: Item, sender: Member, now: float) -> bool:
+        """Take in an item that needs no replay window; True when it proves that its sender is there now.
+
+        An answer to a nonce of ours that is still open is fresh, a record is signed, and a claim about ourselves is
+        answered at most once.
+        """
+        if isinstance(item, Ack) and self._acknowledged(item, sender, now):
+            self._compare_vector(sender, item.vector)
+            return True
+        if isinstance(item, Rumor) and item.kind == RumorKind.RECORD:
+            self._hear_rumor(item, sender, now)
+        elif isinstance(item, Claim) and item.subject == self._members.own.tag:
+            self._verdicts.hear_claim(item, sender, None, now)
+        return False
+
+    def _acknowledged(self, ack: Ack, sender: Member, now: float) -> bool:
+        """True when this answers a ping of ours."""
         # A nonce belongs to at most one of these; they are 63 random bits, so none needs to know of the others.
+        said_goodbye = ack.nonce in self._leave_calls
         self._leave_calls.pop(ack.nonce, None)
-        self._detector.on_ack(sender, ack.nonce, now)
+        probed = self._detector.on_ack(sender, ack.nonce, now)
         relayed = self._relays.on_ack(ack.nonce)
         if relayed is not None and (requester := self._members.get(relayed.requester)) is not None:
             self._outbox.send(requester, [Ack(relayed.their_nonce, b"")])
+        called = self._redial.on_answer(ack.nonce, sender.node_id)
         # Now that the receiver's life is known, the exchange that a call may not carry can begin.
-        if self._redial.on_answer(ack.nonce, sender.node_id) and not self._own.left:
+        if called and not self._own.left:
             self.offer_digest(sender)
+        return said_goodbye or probed or relayed is not None or called
 
     def _ping_for(self, request: PingRequest, requester: Member, now: float) -> None:
         # A helper that cannot even try says so at once: the requester should not take silence for its own deafness.

@@ -56,7 +56,9 @@ class Dissemination:
         if rumor.ttl <= 1:
             self.ttl_exhausted += 1
             return
-        passed = Rumor(rumor.origin, rumor.life, rumor.number, rumor.ttl - 1, rumor.kind, rumor.topic, rumor.payload)
+        # A forged rumor may claim more hops than anyone gives; it gets no more than one of ours.
+        ttl = min(rumor.ttl, self._profile.hop_ttl(self._members.size())) - 1
+        passed = Rumor(rumor.origin, rumor.life, rumor.number, ttl, rumor.kind, rumor.topic, rumor.payload)
         self._push(passed, subject or _topic_subject(rumor.topic, None, rumor), variant)
 
     def hint(self) -> None:

@@ -234,7 +234,8 @@ class Gossip:
     def set_store_failed(self, failed: bool, now: float) -> list[Effect]:
         """Say in our record whether our database takes writes; while it does not, peers may take over our work."""
         self._enter(now)
-        record = self._own.set_store_failed(failed)
+        # A goodbye is the last word: one signed after it would never win over the first.
+        record = None if self._own.left else self._own.set_store_failed(failed)
         if record is not None:
             self._verdicts.announce(record, now)
         return self._outbox.take()
@@ -367,6 +368,7 @@ class Gossip:
             return
         # Marked as seen before anything is acted upon: from here on a copy of this packet can do nothing.
         if not self._window.accept(packet.sender, packet.life, packet.process, packet.sequence):
+            self._hear_proofs(packet, now)
             raise PacketError("replayed")
         items = codec.decode(packet.body)
         known = self.members.by_tag(packet.sender)
@@ -388,6 +390,21 @@ class Gossip:
         address = member.address if packet.process == member.process else source
         for item in items:
             self._conversation.hear(item, member, reply_to or address, packet, size, now)
+
+    def _hear_proofs(self, packet: SealedPacket, now: float) -> None:
+        """Take what proves itself from a packet that the replay window refuses. A true replay has nothing of it left.
+
+        Any holder of the ring key can run a member's window ahead, after which all that the member says looks replayed.
+        That must cost it no more than news: its life is still proven, and its refutations are still heard.
+        """
+        sender = self.members.by_tag(packet.sender)
+        if sender is None or sender.life != packet.life:
+            return
+        for item in codec.decode(packet.body):
+            if isinstance(item, SignedRecord):
+                self._introduced(item.record, packet, now)
+            elif self._conversation.hear_proof(item, sender, now):
+                sender.last_heard = self._heard_at = now
 
     def _receive_own(self, packet: SealedPacket) -> None:
         """A packet of this very process: when it is a call, one of the seeds is ourselves."""

@@ -218,10 +218,14 @@ class Membership:
         return last is not None and (record.life, record.body.incarnation) <= last
 
     def prune(self, now: float) -> None:
-        """Forget members that have been DEAD or LEFT for long."""
+        """Forget members that have been LEFT for long.
+
+        A DEAD one may be on the far side of a cut, however long that lasts. If both sides forgot each other, neither
+        would ever call again.
+        """
         for member in list(self._by_id.values()):
-            gone = member is not self._own and not member.active
-            if gone and now - member.status_since >= self._profile.forget_after_s:
+            left = member is not self._own and member.status is Status.LEFT
+            if left and now - member.status_since >= self._profile.forget_after_s:
                 self._forget(member)
 
     def take_forgotten(self) -> list[str]:
@@ -276,6 +280,7 @@ class Membership:
             started=now,
             shortest_s=shortest,
             longest_s=shortest * SUSPICION_MAX_FACTOR,
+            refutable_s=self._profile.refutable_s(n),
             wanted=self._profile.confirmations_wanted(n),
             accusers={accuser: None},
         )

@@ -17,6 +17,7 @@ INCARNATION_MAX = (1 << 32) - 1  # four bytes in a digest entry; one refutation 
 DIGEST_VECTOR_BYTES = 8
 RANGE_BYTES = 8  # the first bytes of a node tag, which order members in digests
 RECORD_BYTES_MAX = 512  # a signed record: certificate and signatures 250, name 32, two host names of 100
+CLAIM_BYTES_MAX = 128  # 54 now; the rest is for a newer release
 PUBLISH_BYTES_MAX = 900  # payload of a published topic; leaves 200 bytes of a packet for probes and claims
 TOPIC_MAX = 255
 

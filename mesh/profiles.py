@@ -23,6 +23,9 @@ _LARGE_MESH = 300
 # the sick one, and then nobody confirms.
 SUSPICION_MAX_FACTOR = 6
 
+# A rumor reaches everyone, and the answer comes back, in at most 1 s each at 100 members of the `lan` profile.
+REFUTE_PROBE_INTERVALS = 2
+
 # Above this size a digest exchange with one random peer costs more, so it happens less often.
 _SYNC_STRETCH_ABOVE = 32
 
@@ -54,19 +57,23 @@ class Profile:
     hop_ttl_override: int | None = None
     """Overrides the hop cap of rumors. None: 8, and 12 above 300 members."""
     dead_accusers: int = 3
-    """This many distinct live members who say DEAD are believed without our own suspicion running out."""
+    """When this many distinct live members say DEAD, only the time to refute is waited for."""
     dedup_entries: int = 4_096
     dedup_window_s: float = 60.0
     members_max: int = 2_000
     """Known members, gone ones included."""
     forget_after_s: float = 86_400.0
-    """DEAD and LEFT members are listed this long."""
+    """LEFT members are listed this long. DEAD ones are called for ever, so they stay until the table is full."""
 
     def dead_after_s(self, n: int) -> float:
         """One dead time: the shortest a silent member stays SUSPECT before it is DEAD."""
         if self.dead_after_s_override is not None:
             return self.dead_after_s_override
         return self.suspicion_mult * max(1.0, math.log10(max(n, 1))) * self.probe_interval_s
+
+    def refutable_s(self, n: int) -> float:
+        """However many accuse a member, it has this long to refute."""
+        return min(REFUTE_PROBE_INTERVALS * self.probe_interval_s, self.dead_after_s(n))
 
     def confirmations_wanted(self, n: int) -> int:
         """Independent accusers after which a suspicion is as short as it gets; 0 when the mesh has too few members."""

@@ -17,6 +17,8 @@ class Suspicion:
     started: float
     shortest_s: float
     longest_s: float
+    refutable_s: float
+    """Not even the agreement of others ends it sooner: claims are unsigned, and the accused must have time to refute."""
     wanted: int
     """Confirmations after which the shortest time applies; 0 applies it at once."""
     accusers: dict[str, None] = field(default_factory=dict)
@@ -24,7 +26,7 @@ class Suspicion:
     held_until: float = 0.0
     """The verdict waits for this moment while a mass failure is frozen."""
     agreed: bool = False
-    """Enough live members have declared it DEAD: there is nothing left to wait for."""
+    """Enough live members have declared it DEAD: nothing is left to wait for but its refutation."""
 
     def confirm(self, accuser: str) -> bool:
         """Count an accuser; True when it is new and still shortens something, so worth telling others."""
@@ -35,7 +37,8 @@ class Suspicion:
 
     def deadline(self) -> float:
         """When the member is to be declared DEAD."""
-        return max(self.started if self.agreed else self.started + self._lasts_s(), self.held_until)
+        lasts_s = min(self.refutable_s, self._lasts_s()) if self.agreed else self._lasts_s()
+        return max(self.started + lasts_s, self.held_until)
 
     def shift(self, seconds: float) -> None:
         """Forgive a pause of our own: for that long nobody could have refuted to us."""

@@ -46,6 +46,7 @@ class Verdicts:
         self._effective = effective
         self._outbox = outbox
         self._conflicted = False
+        self._refuted_at = float("-inf")
         self._doubt_until = float("-inf")
         self.freeze = MassFailureFreeze()
         self.records_refused = 0
@@ -140,8 +141,11 @@ class Verdicts:
 
     def refute(self, now: float, *, dead: bool = False) -> None:
         """Somebody doubts us: say that we live, louder than the doubt, and doubt our own health a little."""
-        if self._own.left:
+        # What was signed less than a gossip tick ago nobody has had the time to doubt. So a flood of forged claims, each
+        # naming the next incarnation, cannot run ours up to its end, nor make us sign all day.
+        if self._own.left or now - self._refuted_at < self._profile.gossip_interval_s:
             return
+        self._refuted_at = now
         if dead:
             # We were cut off, so what we held of others meanwhile is as wrong as what they held of us. Everyone whom
             # we call DEAD is called soon and answers for itself; spreading it would only make all suspect each other.

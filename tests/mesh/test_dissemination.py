@@ -63,6 +63,14 @@ def test_new_rumors_carry_the_hop_cap_and_relays_one_hop_less() -> None:
     assert passed == Rumor(own.origin, own.life, own.number, 1, own.kind, own.topic, own.payload)
 
 
+def test_a_rumor_that_claims_more_hops_than_anyone_gives_gets_no_more_than_ours() -> None:
+    news = spreading(table("b"))
+    news.relay(rumor(ttl=255))
+    (passed,) = said(news, 100.0)
+    assert isinstance(passed, Rumor)
+    assert passed.ttl == LOCAL.hop_ttl(2) - 1
+
+
 def test_a_rumor_on_its_last_hop_is_not_relayed_but_counted() -> None:
     news = spreading(table("b"))
     news.relay(rumor(ttl=1))

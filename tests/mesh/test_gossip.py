@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import pytest
 
 from mesh import codec
@@ -18,7 +19,7 @@ from mesh.errors import LimitError
 from mesh.gossip import PUBLISH_BYTES_MAX, Gossip
 from mesh.ids import Address, make_life, node_tag
 from mesh.membership import Member, Status
-from mesh.messages import Claim, Digest, Item, Ping, Reason, Rumor, RumorKind, SignedRecord
+from mesh.messages import CLAIM_BYTES_MAX, Claim, Digest, Item, Ping, Reason, Rumor, RumorKind, SignedRecord
 from mesh.profiles import LOCAL
 from mesh.sealing import Sealer, receiver_tag
 from tests.mesh.gossip_harness import Host, TestMesh, World, address_of
@@ -194,6 +195,17 @@ def test_both_sides_of_a_cut_hold_the_other_dead_and_agree_again_after_it(count:
     world.run_until(lambda: world.all_see(names, names, ALIVE), LOCAL.redial_interval_s + 2.0)
     world.run(30.0)
     assert world.all_see(names, names, ALIVE)
+
+
+def test_a_cut_of_days_still_heals() -> None:
+    world = World()
+    world.add("a")
+    world.add("b", seeds="a")
+    world.run(2.0)
+    world.cut("a", "b")
+    world.run(LOCAL.forget_after_s + 60.0)
+    world.heal()
+    world.run_until(lambda: world.all_see("ab", "ab", ALIVE), 2 * LOCAL.redial_interval_s)
 
 
 def test_after_a_long_cut_members_do_not_suspect_each_other_on_hearsay() -> None:
@@ -390,6 +402,16 @@ def test_a_hint_is_noticed_at_the_next_gossip_tick() -> None:
         assert world.effects(name, VectorDiffers)[:1] == [VectorDiffers(names[0])]
 
 
+def test_nothing_is_signed_after_the_goodbye() -> None:
+    world = World()
+    names = world.mesh_of(2)
+    gossip = world.hosts[names[0]].gossip
+    gossip.leave(world.now)
+    goodbye = gossip.members.own.record
+    assert gossip.set_store_failed(True, world.now) == []
+    assert gossip.members.own.record == goodbye
+
+
 def test_a_failed_store_shows_in_everyones_table() -> None:
     world = World()
     names = world.mesh_of(4)
@@ -496,6 +518,58 @@ def test_forged_death_is_refuted_and_forged_incarnations_are_never_chased() -> N
     assert all(member(world.hosts[name], names[2]).status is ALIVE for name in names)
     assert victim.incarnation == 1
     assert not any("DEAD" in change for name in names for change in changes(world, name))
+
+
+def test_deaths_forged_in_the_name_of_many_leave_the_time_to_refute() -> None:
+    world = World()
+    names = world.mesh_of(20)
+    victim = member(world.hosts[names[0]], names[2])
+    accusers = names[3 : 3 + LOCAL.dead_accusers]
+    claims = [Claim(victim.tag, victim.life, 0, node_tag(name), Reason.OTHER, True) for name in accusers]
+    Forger(world, names[1]).say(names[0], *claims)
+    world.run(5.0)
+    assert world.all_see(names, names, ALIVE)
+    assert not any("DEAD" in change for name in names for change in changes(world, name))
+
+
+def test_a_flood_of_forged_claims_raises_our_incarnation_no_faster_than_gossip_goes() -> None:
+    world = World()
+    names = world.mesh_of(2)
+    victim = world.hosts[names[0]].gossip.members.own
+    forger = Forger(world, names[1])
+    for incarnation in range(50):
+        forger.say(names[0], Claim(victim.tag, victim.life, incarnation, node_tag(names[1]), Reason.OTHER, False))
+    assert victim.incarnation == 1
+
+
+def test_a_window_that_was_run_ahead_takes_no_life_from_the_living() -> None:
+    world = World()
+    names = world.mesh_of(3)
+    for speaker in names:
+        forger = Forger(world, speaker)
+        forger.sealer._counter = 2**35
+        for name in names:
+            if name != speaker:
+                forger.say(name, Ping(1, b""))
+    victim = member(world.hosts[names[0]], names[2])
+    for name in names[:2]:
+        Forger(world, names[1]).say(name, Claim(victim.tag, victim.life, 0, node_tag(names[1]), Reason.OTHER, True))
+    world.run(30.0)
+    assert world.all_see(names, names, ALIVE)
+    assert not any("DEAD" in change for name in names for change in changes(world, name))
+
+
+@pytest.mark.parametrize("padding", [0, 60, 900, 1_035])
+def test_a_padded_claim_stops_nobody(padding: int) -> None:
+    world = World()
+    names = world.mesh_of(3)
+    victim = member(world.hosts[names[0]], names[2])
+    claim = Claim(victim.tag, victim.life, 0, node_tag(names[1]), Reason.OTHER, False)
+    payload = msgspec.msgpack.encode([*msgspec.structs.astuple(claim), bytes(padding)])
+    Forger(world, names[1]).say(names[0], Rumor(bytes(16), 1, 1, 8, RumorKind.CLAIM, 0, payload))
+    assert (victim.status is SUSPECT) == (len(payload) <= CLAIM_BYTES_MAX)
+    world.run(5.0)
+    assert world.all_see(names, names, ALIVE)
 
 
 def test_a_forged_life_locks_nobody_out() -> None:

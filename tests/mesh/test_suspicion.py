@@ -8,7 +8,9 @@ from mesh.suspicion import Suspicion
 
 
 def suspicion(wanted: int = 3) -> Suspicion:
-    return Suspicion(started=100.0, shortest_s=2.0, longest_s=12.0, wanted=wanted, accusers={"first": None})
+    return Suspicion(
+        started=100.0, shortest_s=2.0, longest_s=12.0, refutable_s=1.0, wanted=wanted, accusers={"first": None}
+    )
 
 
 def test_unconfirmed_it_lasts_longest_and_fully_confirmed_shortest() -> None:
@@ -49,10 +51,10 @@ def test_our_own_pause_is_forgiven_and_a_freeze_holds_the_verdict() -> None:
     assert running.deadline() == 150.0
 
 
-def test_agreement_ends_it_at_once_but_not_a_freeze() -> None:
+def test_agreement_leaves_only_the_time_to_refute_and_ends_no_freeze() -> None:
     running = suspicion()
     running.agreed = True
-    assert running.deadline() == 100.0
+    assert running.deadline() == 101.0
     running.held_until = 150.0
     assert running.deadline() == 150.0
 
