@@ -18,7 +18,7 @@ class Suspicion:
     shortest_s: float
     longest_s: float
     refutable_s: float
-    """Not even the agreement of others ends it sooner: claims are unsigned, and the accused must have time to refute."""
+    """Agreement of others ends it no sooner: claims are unsigned, and the accused must have time to refute."""
     wanted: int
     """Confirmations after which the shortest time applies; 0 applies it at once."""
     accusers: dict[str, None] = field(default_factory=dict)

@@ -141,8 +141,8 @@ class Verdicts:
 
     def refute(self, now: float, *, dead: bool = False) -> None:
         """Somebody doubts us: say that we live, louder than the doubt, and doubt our own health a little."""
-        # What was signed less than a gossip tick ago nobody has had the time to doubt. So a flood of forged claims, each
-        # naming the next incarnation, cannot run ours up to its end, nor make us sign all day.
+        # What was signed less than a gossip tick ago nobody has had the time to doubt. So a flood of forged claims,
+        # each naming the next incarnation, cannot run ours up to its end, nor make us sign all day.
         if self._own.left or now - self._refuted_at < self._profile.gossip_interval_s:
             return
         self._refuted_at = now
