@@ -70,9 +70,11 @@ class PacketRefused:
 
 @dataclass(frozen=True, slots=True)
 class SelfConflict:
-    """Another process claims our node id with our life: a cloned disk. The node must refuse new work."""
+    """The mesh knows a later life or another process of our node id: a restored or cloned disk. Refuse new work."""
 
     detail: str
+    boot: int = 0
+    """The latest start of this enrolment that the mesh knows of. The next start must be a later one."""
 
 
 Effect = SendDatagram | ProbeStream | MemberChanged | RumorReceived | VectorDiffers | PacketRefused | SelfConflict

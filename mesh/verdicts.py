@@ -91,14 +91,22 @@ class Verdicts:
         self._news.tell_record(record.raw, record.tag, now)
 
     def _hear_own_record(self, record: MemberRecord, now: float) -> None:
-        """Our own record from elsewhere: an old one is nothing, another process's is a cloned disk."""
-        if record.life > self._own.life:
-            detail = f"a later start of {record.node_id} (boot {record.body.boot}) is known to the mesh"
+        """Our own record from elsewhere: an old one is nothing, another process's is a cloned or restored disk."""
+        name, boot = record.node_id, 0
+        if record.body.certificate.enrolment > self._own.current.body.certificate.enrolment:
+            enrolment = record.body.certificate.enrolment
+            detail = f"enrolment {enrolment} of {name} is in use: start this node with it, or stop this node"
+        elif record.life > self._own.life:
+            boot = record.body.boot
+            detail = (
+                f"the mesh knows a later start of {name} (boot {boot}): if this disk was restored, or its database "
+                "made anew, restart this node once; if another copy of it runs, stop one of them"
+            )
         elif record.life == self._own.life and record.body.process != self._own.current.body.process:
-            detail = f"another process runs as {record.node_id} at {record.address}"
+            detail = f"another process runs as {name} at {record.address}: stop one of them"
         else:
             return
-        self._outbox.emit(SelfConflict(detail))
+        self._outbox.emit(SelfConflict(detail, boot))
         if not self._conflicted:
             # Once only: so that the other process hears of us too, and no war of incarnations follows.
             self._conflicted = True

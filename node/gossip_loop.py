@@ -62,7 +62,7 @@ class GossipLoop:
         self.on_member_changed: list[Callable[[MemberChanged], None]] = []
         self.on_vector_differs: Callable[[str], None] = lambda _node: None
         self.on_rumor: Callable[[RumorReceived], None] = lambda _rumor: None
-        self.on_self_conflict: Callable[[str], None] = lambda _detail: None
+        self.on_self_conflict: Callable[[SelfConflict], None] = lambda _conflict: None
         self.on_turn: Callable[[], object] = lambda: None
         """Called on every turn of the loop, several times in each dead time: this is how the gate notices a pause."""
         self.refused: Counter[str] = Counter()
@@ -134,7 +134,7 @@ class GossipLoop:
                     self._note_refused(effect)
                 case SelfConflict():
                     log.error("identity conflict: %s", effect.detail)
-                    self.on_self_conflict(effect.detail)
+                    self.on_self_conflict(effect)
         # Whoever called may have given the core something to do sooner. Else the loop sleeps on: a busy store calls
         # here after each commit, and a turn of the loop costs as much as a small request.
         if self._gossip.next_deadline() < self._wakes_at:

@@ -14,7 +14,7 @@ import trio
 
 from mesh.bundles import Bundle, open_bundle
 from mesh.effective import EffectiveState
-from mesh.effects import MemberChanged, RumorReceived
+from mesh.effects import MemberChanged, RumorReceived, SelfConflict
 from mesh.errors import RecordError, RelayMeshError
 from mesh.gate import Gate
 from mesh.gossip import Gossip
@@ -122,6 +122,7 @@ class Node:
                     self.probe_calls.run,
                     self._apply_bundles,
                     self._keep_members,
+                    self._keep_boot,
                 ):
                     nursery.start_soon(service)
                 # The queue is made anew before the first claim: an agent of the last start may be gone.
@@ -209,6 +210,8 @@ class Node:
         )
         self._bundles_in, self._bundles_out = trio.open_memory_channel[Bundle](BUNDLES_WAITING_MAX)
         self._members_changed = trio.Event()
+        self._boot_heard = boot
+        self._boot_news = trio.Event()
         self._wire()
 
     def _wire(self) -> None:
@@ -243,9 +246,12 @@ class Node:
         log.error("the local store %s", "fails: this node starts no work" if failed else "works again")
         self.loop.perform(self.gossip.set_store_failed(failed, self.env.clock.monotonic()))
 
-    def _on_self_conflict(self, detail: str) -> None:
-        self.identity_conflict = detail
+    def _on_self_conflict(self, conflict: SelfConflict) -> None:
+        self.identity_conflict = conflict.detail
         self._update_paused()
+        if conflict.boot > self._boot_heard:
+            self._boot_heard = conflict.boot
+            self._boot_news.set()
 
     def _update_paused(self) -> None:
         if not self.spec.settings.pause_worker_when_local_not_alive:
@@ -317,6 +323,16 @@ class Node:
                 kept.update({node: record for node, (record, _) in changed.items()})
             except RelayMeshError as error:
                 log.warning("cannot remember member records: %s", error)
+
+    async def _keep_boot(self) -> None:
+        """Count starts on from the latest that the mesh knows: after a restore, the next start is a later one again."""
+        while True:
+            await self._boot_news.wait()
+            self._boot_news = trio.Event()
+            try:
+                await self.store.write(partial(_raise_boot, boot=self._boot_heard))
+            except RelayMeshError as error:
+                log.warning("cannot note the latest start of this node: %s", error)
 
     async def _verify_now_and_then(self) -> None:
         while True:
@@ -438,9 +454,17 @@ def _tuned(profile: Profile, settings: Settings) -> Profile:
 
 def _next_boot(tx: Transaction) -> int:
     """Count this start, durably, before anybody hears of it: records of lives are ordered by this number."""
-    boot = int.from_bytes(tx.meta_get("boot") or b"\0", "big") + 1
+    boot = _last_boot(tx) + 1
     tx.meta_set("boot", boot.to_bytes(8, "big"))
     return boot
+
+
+def _raise_boot(tx: Transaction, *, boot: int) -> None:
+    tx.meta_set("boot", max(boot, _last_boot(tx)).to_bytes(8, "big"))
+
+
+def _last_boot(tx: Transaction) -> int:
+    return int.from_bytes(tx.meta_get("boot") or b"\0", "big")
 
 
 def _merge_bundles(tx: Transaction, *, bundles: Sequence[Bundle]) -> None:

@@ -106,7 +106,7 @@ async def test_effects_are_carried_out_in_order(parts, autojump_clock, nursery):
     told = []
     loop.on_rumor = lambda rumor: told.append(("rumor", rumor.payload, len(socket.sent)))
     loop.on_vector_differs = lambda node: told.append(("vector", node))
-    loop.on_self_conflict = lambda detail: told.append(("conflict", detail))
+    loop.on_self_conflict = lambda conflict: told.append(("conflict", conflict.detail))
     loop.on_member_changed.append(lambda change: told.append(("member", change.node_id)))
     await nursery.start(loop.run)
     loop.perform(
