@@ -149,12 +149,14 @@ class Processes:
 
     async def aclose(self) -> None:
         """Kill all that was started and is still there, and end the spawner. Not cut short by cancellation."""
-        if self._requests is not None:
-            self._requests.close()
-            self._requests = None
-        if self._spawner is not None:
-            await _wait_for_exit(self._spawner, KILL_PATIENCE_S + REPORT_MARGIN_S)
-            self._spawner = None
+        # Taken first: while this waits, another task may start the next spawner, which is not ours to forget.
+        requests, self._requests = self._requests, None
+        spawner, self._spawner = self._spawner, None
+        if requests is not None:
+            trio.lowlevel.notify_closing(requests)
+            requests.close()
+        if spawner is not None:
+            await _wait_for_exit(spawner, KILL_PATIENCE_S + REPORT_MARGIN_S)
 
     async def _send(self, packet: bytes, descriptors: list[int]) -> None:
         attached = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
@@ -165,9 +167,12 @@ class Processes:
                 return
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(requests)
+            except trio.ClosedResourceError:
+                continue  # another task met the same dead spawner first
             except (BrokenPipeError, ConnectionResetError):
                 # Somebody killed the spawner; its guards have ended their trees, and the next round starts a new one.
-                await self.aclose()
+                if requests is self._requests:
+                    await self.aclose()
 
     def _start_spawner(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

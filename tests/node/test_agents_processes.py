@@ -157,6 +157,26 @@ async def test_a_killed_spawner_takes_its_trees_along_and_is_replaced(processes,
     assert processes._spawner is not spawner
 
 
+async def test_commands_that_meet_a_dead_spawner_together_share_the_next_one(processes):
+    assert (await (await start(processes, "true")).wait()).ok
+    for _ in range(5):
+        dead = processes._spawner
+        os.kill(dead.pid, signal.SIGKILL)
+        await eventually(lambda pid=dead.pid: read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[:1] == [b"Z"])
+        ended = []
+
+        async def run():
+            ended.append(await (await start(processes, "true")).wait())  # noqa: B023
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(run)
+        assert [status.ok for status in ended] == [True] * 4
+        assert processes._spawner is not None
+        assert processes._spawner.poll() is None
+        assert len(children_of(os.getpid())) == 1
+
+
 async def test_a_killed_guard_takes_its_tree_along_and_no_other(processes, tmp_path):
     other = await start(processes, "sleep", "301")
     await eventually(lambda: len(sleepers(tmp_path)) == 1)
