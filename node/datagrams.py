@@ -119,7 +119,8 @@ class _Names:
         except (OSError, UnicodeError) as error:
             log.info("host name %r has no address now (%s); asking again later", host, error)
             return
-        self._numeric[host] = str(found[0][4][0])
+        if host in self._asked_at:  # else its place went to another name meanwhile
+            self._numeric[host] = str(found[0][4][0])
 
 
 async def bind_udp(address: Address) -> UdpSocket:

@@ -173,3 +173,16 @@ async def test_names_are_asked_again_when_old_and_forgotten_when_many(monkeypatc
     assert len(names._asked_at) == datagrams._NAMES_MAX
     assert names.numeric("host-0") is not None
     assert names.numeric("seed") is None
+
+
+async def test_an_answer_about_a_name_that_lost_its_place_is_not_kept(monkeypatch, autojump_clock):
+    async def getaddrinfo(host, port, **options):
+        await trio.sleep(5)
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.0.1", 0))]
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", getaddrinfo)
+    names = datagrams._Names(socket.AF_INET)
+    for number in range(3 * datagrams._NAMES_MAX):
+        names.numeric(f"host-{number}")
+    await trio.sleep(6)
+    assert len(names._numeric) == datagrams._NAMES_MAX
