@@ -30,6 +30,8 @@ HANDSHAKE_S = 5.0
 """TCP connect and TLS handshake together; six round trips of a second each do not make a usable link."""
 HANDSHAKES_MAX = 128
 """Connections at once that have proven nothing yet. A whole mesh of 100 may dial one node in the same moment."""
+HANDSHAKES_PER_HOST_MAX = 32
+"""Of these from one host: whoever opens connections and proves nothing takes only a part of the room."""
 _CLOSE_S = 1.0  # a close-notify waits this long for room in a stalled peer's window
 _BACKLOG = 128
 _LOG_EVERY_S = 60.0
@@ -103,7 +105,7 @@ class TrioNet:
     def __init__(self, contexts: TlsContexts, *, source_host: str | None = None) -> None:
         self._contexts = contexts
         self._source_host = None if source_host in ("0.0.0.0", "::", "") else source_host  # noqa: S104 - not a bind
-        self._handshakes = 0
+        self._handshakes: Counter[str] = Counter()
         self._complained_at: dict[str, float] = {}
         self.refused: Counter[str] = Counter()
         """Incoming connections that never became streams, by reason."""
@@ -200,10 +202,11 @@ class TrioNet:
                     await stream.aclose()
 
     async def _accept_tls(self, transport: trio.SocketStream) -> TlsStream | None:
-        if self._handshakes >= HANDSHAKES_MAX:
+        host = _remote_host(transport)
+        if self._handshakes.total() >= HANDSHAKES_MAX or self._handshakes[host] >= HANDSHAKES_PER_HOST_MAX:
             self.refused["too-many-handshakes"] += 1
             return None
-        self._handshakes += 1
+        self._handshakes[host] += 1
         try:
             with trio.move_on_after(HANDSHAKE_S):
                 return await self._shake_hands(transport, self._contexts.server, server_side=True)
@@ -211,7 +214,7 @@ class TrioNet:
         except (trio.BrokenResourceError, RecordError) as error:
             self._refuse(transport, "handshake-failed", failure_text(error))
         finally:
-            self._handshakes -= 1
+            self._handshakes -= Counter((host,))  # which also forgets a host at 0
         return None
 
     def _refuse(self, transport: trio.SocketStream, reason: str, detail: str) -> None:

@@ -252,15 +252,30 @@ async def test_unproven_connections_have_a_limit_of_their_own(enrolled, monkeypa
     ours = net_of(enrolled("node-a"))
     async with serving(ours) as address:
         idle = [await trio.open_tcp_stream(*address) for _ in range(3)]
-        await until(lambda: ours._handshakes == 3)
+        await until(lambda: ours._handshakes.total() == 3)
         with pytest.raises(UnavailableError):
             await net_of(enrolled("node-b")).connect(address)
         assert ours.refused == {"too-many-handshakes": 1}
         await idle[0].aclose()
-        await until(lambda: ours._handshakes < 3)
+        await until(lambda: ours._handshakes.total() < 3)
         assert await still_serves(net_of(enrolled("node-b")), address)
         for stream in idle:
             await stream.aclose()
+
+
+async def test_one_host_cannot_take_all_the_room_for_unproven_connections(enrolled, monkeypatch):
+    monkeypatch.setattr(trio_net, "HANDSHAKES_PER_HOST_MAX", 3)
+    ours = net_of(enrolled("node-a"))
+    async with serving(ours) as address:
+        idle = [await trio.open_tcp_stream(*address, local_address="127.0.0.9") for _ in range(3)]
+        await until(lambda: ours._handshakes == {"127.0.0.9": 3})
+        one_more = await trio.open_tcp_stream(*address, local_address="127.0.0.9")
+        assert await one_more.receive_some(1) == b""
+        assert ours.refused == {"too-many-handshakes": 1}
+        assert await still_serves(net_of(enrolled("node-b")), address)
+        for stream in (*idle, one_more):
+            await stream.aclose()
+        await until(lambda: not ours._handshakes)
 
 
 async def test_a_server_out_of_descriptors_waits_and_goes_on(enrolled, caplog):
