@@ -240,10 +240,6 @@ class Gossip:
             self._verdicts.announce(record, now)
         return self._outbox.take()
 
-    def set_key_ring(self, ring: KeyRing) -> None:
-        """Use another ring from the next packet on."""
-        self._sealer.ring = ring
-
     def on_stream_probe(self, node_id: str, nonce: int, alive: bool, now: float) -> list[Effect]:
         """Report how a ProbeStream effect ended."""
         self._enter(now)

@@ -6,7 +6,7 @@ The daemon builds the real one (`node.real_env`). A simulator builds another, an
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,24 +221,3 @@ class Env:
     writer_thread: StoreThread
     reader_thread: StoreThread
     executor: Executor
-
-
-class MessageStream(Protocol):
-    """Whole messages over a SecureStream, see node/streams/framing.py."""
-
-    @property
-    def peer(self) -> PeerIdentity:
-        """Who is at the other end."""
-        ...
-
-    async def send(self, message: bytes) -> None:
-        """Send one message, in frames of at most 64 KiB."""
-        ...
-
-    async def receive(self) -> bytes | None:
-        """The next whole message; None at a clean end; FrameError when limits or the cluster id do not hold."""
-        ...
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        """Messages until the clean end."""
-        ...

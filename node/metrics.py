@@ -19,6 +19,18 @@ from node.work import transitions
 from node.work.history import CONFLICTS
 from node.work.tables import PRIORITIES
 
+_GOSSIP_COUNTERS = {
+    "probes": "Members probed",
+    "probe_failures": "Probes that neither ping, helpers nor stream answered",
+    "rumors_dropped": "Rumors that a full queue pushed out before their budget was spent",
+    "rumors_ttl_exhausted": "Rumors not passed on because their hops were spent",
+    "records_refused": "Member records whose signature or form did not hold",
+    "refutations": "Accusations against this node that it refuted",
+    "freezes": "Mass failures that held up verdicts",
+    "stalls": "Pauses of this process that gossip noticed",
+}
+"""Fields of `mesh.gossip.Statistics`."""
+
 StoredCounts = Mapping[str, Mapping[str, int]]
 
 
@@ -105,6 +117,12 @@ class _NodeCollector(Collector):
         yield refused
         yield CounterMetricFamily("relaymesh_datagrams_sent", "Datagrams sent", loop.sent_total)
         yield CounterMetricFamily("relaymesh_datagrams_received", "Datagrams received", loop.received_total)
+        counted = loop.gossip.statistics()
+        for name, text in _GOSSIP_COUNTERS.items():
+            yield CounterMetricFamily(f"relaymesh_{name}", text, getattr(counted, name))
+        yield GaugeMetricFamily("relaymesh_local_health", "0: good; 7: this node doubts itself", counted.local_health)
+        yield GaugeMetricFamily("relaymesh_rumors_queued", "Rumors with budget left", counted.rumors_queued)
+        yield GaugeMetricFamily("relaymesh_stall_seconds_max", "Longest pause of this process", counted.stall_s_longest)
 
     def _replication(self) -> Iterable[Metric]:
         node = self._node

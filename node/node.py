@@ -89,7 +89,6 @@ class Node:
         self.probe_calls = RpcPool(env.net, spec.identity.certificate.cluster)
         self._authority = Authority(spec.identity.ca_public_key)
         self.identity_conflict: str | None = None
-        self.started_at = env.clock.monotonic()
         self.bundles_dropped = 0
         self.verified: dict[str, verification.VerifyResult] = {}
         self._stopping = False

@@ -56,7 +56,6 @@ class WorkCommands:
         self._depth = 0
         self._depth_at = float("-inf")
         self._rate_window = (0, 0)
-        self.rejected_total = 0
         node.store.on_commit(self._on_commit)
 
     def commands(self) -> dict[str, Callable[[Arguments], Awaitable[Any]]]:
@@ -142,7 +141,6 @@ class WorkCommands:
         if node.store.failed:
             raise UnavailableError("this node's store fails: submit to another peer with --peer HOST:PORT")
         if settings.min_free_disk_bytes and node.env.disk.free_bytes() < settings.min_free_disk_bytes:
-            self.rejected_total += 1
             raise UnavailableError(
                 "disk_pressure: less disk is free here than minFreeDiskBytes: submit to another peer"
             )
@@ -152,7 +150,6 @@ class WorkCommands:
             minute = int(now // 60)
             count = (count if window == minute else 0) + steps
             if count > settings.submit_rate_limit_per_min:
-                self.rejected_total += 1
                 raise UnavailableError(
                     f"submit_rate_limit: more than {settings.submit_rate_limit_per_min} steps a minute "
                     f"(submitRateLimitPerMin): try again in {60 - now % 60:.0f} s"
@@ -162,7 +159,6 @@ class WorkCommands:
             self._depth_at = now
             self._depth = await node.store.read(_queue_depth)
         if self._depth + steps > settings.max_ingress_queue_depth:
-            self.rejected_total += 1
             raise UnavailableError(
                 f"queue_depth_limit: {self._depth} steps wait here (maxIngressQueueDepth "
                 f"{settings.max_ingress_queue_depth}): try again later, or at another peer"

@@ -1,4 +1,4 @@
-"""Whole messages on a stream: the `MessageStream` of node/env.py over any `SecureStream`.
+"""Whole messages on a stream: over any `SecureStream` of node/env.py.
 
 A peer that stops taking or giving bytes in the middle of a message is given up after `STALL_S`. Between messages
 a stream may be silent for as long as its user allows.
