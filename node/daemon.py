@@ -33,6 +33,7 @@ from node.env import DatagramSocket, Env, SecureStream
 from node.identity_files import Enrolment
 from node.node import Node, NodeSpec
 from node.real_env import make_env
+from node.settings import changed_without_effect
 from node.streams.rpc import RpcServer
 from node.streams.tls import make_contexts
 
@@ -84,6 +85,8 @@ def version() -> str:
 def run(config: NodeConfig) -> None:
     """Run a node until it is told to stop. Raises before anything is written when the host or the flags forbid it."""
     logs.set_up(config.log_format, config.node_id)
+    for key in changed_without_effect(config.settings):
+        log.warning("the setting %s has no effect in this release", key)
     with _root_lock(config.root):
         _check_ports(config)
         executor = ProcessExecutor(

@@ -100,6 +100,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_camel):
     steps_per_task_max: Annotated[int, Meta(ge=1, le=10_000)] = 1_000
 
 
+WITHOUT_EFFECT = (
+    "leaseTimeoutMs",
+    "retryDispatchLimit",
+    "gossipSyncSampleSize",
+    "meshPruneOlderThanMs",
+    "meshPruneLimit",
+    "meshPruneIntervalMs",
+    "maxRunningSteps",
+    "sloQueueLagTargetMs",
+    "sloStepP95TargetMs",
+    "sloStepP99TargetMs",
+    "sloDeadLetterGrowthTarget1h",
+    "sloReplicationLagTargetMs",
+)
+"""Names that are checked and kept, because files of operators hold them, and that nothing in this release reads."""
+
+
 def _inspect_fields() -> dict[str, inspect.Field]:
     described = inspect.type_info(Settings)
     assert isinstance(described, inspect.StructType)
@@ -140,6 +157,11 @@ def load_settings(path: Path, environ: Mapping[str, str] | None = None) -> Setti
     settings = msgspec.convert(values, Settings)
     _check_order(settings, sources, path)
     return settings
+
+
+def changed_without_effect(settings: Settings) -> list[str]:
+    """The settings that differ from their defaults in vain: whoever starts a node with them must hear of it."""
+    return [key for key in WITHOUT_EFFECT if getattr(settings, _FIELDS[key].name) != _FIELDS[key].default]
 
 
 def reload(path: Path, old: Settings, environ: Mapping[str, str] | None = None) -> tuple[Settings, list[str]]:

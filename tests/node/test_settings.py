@@ -10,8 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import node
 from mesh.errors import ConfigError
-from node.settings import SETTINGS_BYTES_MAX, Settings, load_settings, reload
+from node.settings import (
+    SETTINGS_BYTES_MAX,
+    WITHOUT_EFFECT,
+    Settings,
+    changed_without_effect,
+    load_settings,
+    reload,
+)
+
+REPOSITORY = Path(node.__file__).parent.parent
 
 KEYS = [field.encode_name for field in msgspec.structs.fields(Settings)]
 SECRET = "correct horse battery staple"
@@ -163,6 +173,18 @@ def test_reload_names_what_changed_and_keeps_environment_overrides(path):
     assert changed == ["payloadMaxBytes"]
     assert (new.payload_max_bytes, new.gossip_fanout) == (1000, 5)
     assert reload(path, new, environ) == (new, [])
+
+
+def test_exactly_the_settings_that_nothing_reads_are_named_as_without_effect():
+    sources = [file for name in ("mesh", "node", "tools") for file in (REPOSITORY / name).rglob("*.py")]
+    text = "\n".join(file.read_text() for file in sources if file.name != "settings.py")
+    unread = [field.encode_name for field in msgspec.structs.fields(Settings) if f"settings.{field.name}" not in text]
+    assert tuple(unread) == WITHOUT_EFFECT
+
+
+def test_settings_changed_in_vain_are_told_apart_from_defaults():
+    assert changed_without_effect(Settings()) == []
+    assert changed_without_effect(Settings(max_attempts=9, max_running_steps=9)) == ["maxRunningSteps"]
 
 
 def test_a_byte_order_mark_does_no_harm(path):
