@@ -235,6 +235,14 @@ def value_problem(table: Table, values: Mapping[str, Value]) -> str | None:
     size = 0
     for name, value in values.items():
         kind = kinds.get(name)
+        # The three usual cases without a call: every write and every merge walks over all its columns here.
+        if kind is not None and type(value) is _KINDS[kind]:
+            if (isinstance(value, str) and value.isascii()) or isinstance(value, bytes):
+                size += len(value)
+                continue
+            if isinstance(value, int) and INT_MIN <= value <= INT_MAX:
+                size += 8
+                continue
         if kind is None:
             if len(name) > COLUMN_CHARS_MAX or not _COLUMN_NAME.fullmatch(name):
                 return f"column name {name[:COLUMN_CHARS_MAX]!r} is not usable"

@@ -9,8 +9,10 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from mesh.errors import ConfigError, LimitError
 from mesh.ids import content_id, parse_node_id
@@ -63,7 +65,7 @@ class StepDefinition:
         return [
             self.name,
             self.agent,
-            self.payload.hex(),
+            self.payload,
             self.priority,
             sorted(self.depends_on),
             self.timeout_ms,
@@ -78,15 +80,17 @@ class Definition:
     """A checked DAG: at least one step, unique names, every dependency known, no cycle."""
 
     steps: tuple[StepDefinition, ...]
+    digest: str = field(init=False, compare=False)
+    """Equal for definitions that ask for the same, whatever order their steps or dependencies were written in."""
 
-    def digest(self) -> str:
-        """Equal for definitions that ask for the same, whatever order their steps or dependencies were written in."""
-        canonical = json.dumps(sorted(step.canonical() for step in self.steps), separators=(",", ":"))
-        return content_id("def", canonical.encode())
+    def __post_init__(self) -> None:
+        # Names are unique, so sorting never compares further than those.
+        canonical = msgspec.msgpack.encode(sorted(step.canonical() for step in self.steps))
+        object.__setattr__(self, "digest", content_id("def", canonical))
 
     def task_id(self, namespace: str, key: str) -> str:
         """The id that every node gives this submit: H(namespace, key, definition)."""
-        return content_id("tsk", namespace.encode(), key.encode(), self.digest().encode())
+        return content_id("tsk", namespace.encode(), key.encode(), self.digest.encode())
 
     def agents(self) -> list[str]:
         """The agents that the steps name, each once, in order of appearance."""

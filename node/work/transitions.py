@@ -100,7 +100,7 @@ def submit(
         task_id,
         {
             "idempotency_key": key,
-            "definition_digest": definition.digest(),
+            "definition_digest": definition.digest,
             "step_count": len(definition.steps),
             "trace_id": trace_id,
             "created_hlc": tx.hlc,
