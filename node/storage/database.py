@@ -69,7 +69,7 @@ def open_connection(path: Path, vfs: str, *, read_only: bool = False, exclusive:
         _assert_settings(connection)
     except DISK_ERRORS as error:
         connection.close(True)
-        raise ConfigError(unusable(path, str(error))) from None
+        raise ConfigError(unusable(path, error)) from None
     except ConfigError:
         connection.close(True)
         raise
@@ -91,8 +91,21 @@ def _assert_settings(connection: apsw.Connection) -> None:
         assert actual == value, f"SQLite kept {name}={actual!r}, not {value!r}"
 
 
-def unusable(path: Path, detail: str) -> str:
+_SOUND = {
+    apsw.FullError: "free some space, and start again",
+    apsw.ReadOnlyError: "make it and its folder writable for this user, and start again",
+    apsw.PermissionsError: "make it and its folder writable for this user, and start again",
+    apsw.BusyError: "another program holds it: end that, and start again",
+    apsw.NoMemError: "this host is out of memory: free some, and start again",
+}
+"""Errors that say nothing against the file itself: moving it away would only lose what its peers do not have."""
+
+
+def unusable(path: Path, detail: str | apsw.Error) -> str:
     """What an operator is told when the database is damaged or not reachable."""
+    remedy = next((text for kind, text in _SOUND.items() if isinstance(detail, kind)), None)
+    if remedy is not None:
+        return f"the database {path} cannot be used ({detail}). Nothing was changed: {remedy}"
     return (
         f"the database {path} cannot be used ({detail}). Nothing was changed. If other nodes of this mesh live, move "
         "the file away and start again: the node copies everything from its peers. If not, restore a backup"

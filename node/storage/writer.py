@@ -110,7 +110,7 @@ class Writer:
             return self._settle(kernel_boot_id)
         except DISK_ERRORS as error:
             connection.close(True)
-            raise ConfigError(unusable(self._path, str(error))) from None
+            raise ConfigError(unusable(self._path, error)) from None
         except BaseException:
             connection.close(True)  # rolls back: nothing half-written
             raise

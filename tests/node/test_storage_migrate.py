@@ -142,6 +142,23 @@ async def test_a_damaged_database_is_refused_with_what_to_do(world):
         await world.store().open()
 
 
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [(apsw.FullError, "free some space"), (apsw.ReadOnlyError, "writable"), (apsw.BusyError, "another program")],
+)
+async def test_a_sound_database_that_cannot_be_used_now_is_not_to_be_moved_away(world, monkeypatch, error, remedy):
+    async with world.opened():
+        pass
+
+    def refuse(*_):
+        raise error("no")
+
+    monkeypatch.setattr("node.storage.writer.migrate_up", refuse)
+    with pytest.raises(ConfigError, match=remedy) as refusal:
+        await world.store().open()
+    assert "move" not in str(refusal.value)
+
+
 async def test_a_missing_folder_is_told(world):
     store = world.store()
     store._writer._path = world.root / "no" / "relaymesh.db"
