@@ -150,7 +150,7 @@ async def test_a_sound_database_that_cannot_be_used_now_is_not_to_be_moved_away(
     async with world.opened():
         pass
 
-    def refuse(*_):
+    def refuse(*_, **_options):
         raise error("no")
 
     monkeypatch.setattr("node.storage.writer.migrate_up", refuse)
