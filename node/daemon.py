@@ -99,8 +99,12 @@ def run(config: NodeConfig) -> None:
         )
         try:
             trio.run(_start, config, executor)
-        except* RelayMeshError as group:
-            raise _first(group) from None
+        except BaseExceptionGroup as group:
+            # Not `except*`: what such a block raises is a group again, and `main` would not know it.
+            refusals, rest = group.split(RelayMeshError)
+            if refusals is None or rest is not None:
+                raise
+            raise _first(refusals) from None
 
 
 async def _start(config: NodeConfig, executor: ProcessExecutor) -> None:

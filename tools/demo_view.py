@@ -54,9 +54,9 @@ class View(Protocol):
 
 
 def make_view(stream: TextIO) -> View:
-    """The live view when the stream is a terminal, else plain lines."""
+    """The live view when the stream is a terminal that can redraw, else plain lines."""
     console = Console(file=stream, highlight=False)
-    return LiveView(console) if console.is_terminal else PlainView(stream)
+    return LiveView(console) if console.is_terminal and not console.is_dumb_terminal else PlainView(stream)
 
 
 class PlainView:

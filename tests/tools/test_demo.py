@@ -84,7 +84,7 @@ def test_plain_lines_come_for_changes_only():
 
 def test_the_live_view_shows_nodes_progress_and_events_and_leaves_them_behind():
     stream = io.StringIO()
-    view = LiveView(Console(file=stream, force_terminal=True, width=100))
+    view = LiveView(Console(file=stream, force_terminal=True, width=100, _environ={"TERM": "xterm"}))
     view.show(
         Snapshot(4.0, "node-c", {"node-b": "DEAD", "node-c": "ALIVE"}, steps("SUCCESS", "RUNNING", owner="node-c"))
     )
