@@ -32,7 +32,7 @@ from node.work.explain import Situation, explain_step
 from node.work.history import Action
 from node.work.status import step_status, task_status
 from node.work.tables import Status
-from node.work.transitions import existing_task, task_steps
+from node.work.transitions import existing_task, task_steps, tasks_of_key
 from node.work.views import event_view, payload_fields, task_result, task_view, workflow_view
 
 log = logging.getLogger(__name__)
@@ -405,15 +405,9 @@ def _queue_depth(reader: Reader) -> int:
 
 def _key_rivals(reader: Reader, task: Row) -> list[dict[str, Any]]:
     """Other tasks with this task's key: made on two sides of a cut with different definitions, both kept."""
-    rows = reader.select(
-        "tasks",
-        "namespace = ? AND idempotency_key = ? AND deleted = 0",
-        (task.namespace, task.text("idempotency_key")),
-        order="created_hlc, key",
-    )
+    rows = tasks_of_key(reader, task.namespace, task.text("idempotency_key"))
     if len(rows) < 2:
         return []
-    # The earlier one has the key; the order is total, so every node names the same one.
     return [{"taskId": row.key, "holdsKey": position == 0} for position, row in enumerate(rows)]
 
 

@@ -23,6 +23,8 @@ KEY_CHARS_MAX = 256
 LABELS_MAX = 32
 TIMEOUT_MS_MAX = 7 * 24 * 3600 * 1000
 ATTEMPTS_MAX = 1000
+TASK_OWN_CHARS = 16
+"""How many of a task id's 32 hex digits are not shared with other tasks of its key."""
 
 _STEP_KEYS = (
     "id",
@@ -89,8 +91,14 @@ class Definition:
         object.__setattr__(self, "digest", content_id("def", canonical))
 
     def task_id(self, namespace: str, key: str) -> str:
-        """The id that every node gives this submit: H(namespace, key, definition)."""
-        return content_id("tsk", namespace.encode(), key.encode(), self.digest.encode())
+        """The id that every node gives this submit: a hash of namespace and key, then one of the definition too.
+
+        So all tasks of one key stand side by side in the index of ids, which therefore serves as that of keys. Another
+        index would be a further page to write for every submit, since keys are random.
+        """
+        asked = namespace.encode(), key.encode()
+        own = content_id("tsk", *asked, self.digest.encode())
+        return content_id("tsk", *asked)[:-TASK_OWN_CHARS] + own[-TASK_OWN_CHARS:]
 
     def agents(self) -> list[str]:
         """The agents that the steps name, each once, in order of appearance."""
@@ -103,6 +111,12 @@ class Definition:
             for name in step.depends_on:
                 count[name] += 1
         return count
+
+
+def task_ids(namespace: str, key: str) -> tuple[str, str]:
+    """The bounds, both included, between which lie the ids of all tasks with this key."""
+    shared = content_id("tsk", namespace.encode(), key.encode())[:-TASK_OWN_CHARS]
+    return shared + "0" * TASK_OWN_CHARS, shared + "f" * TASK_OWN_CHARS
 
 
 def step_id(task_id: str, name: str) -> str:

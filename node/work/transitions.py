@@ -23,7 +23,7 @@ from node.env import Job, Outcome
 from node.storage.reader import Reader
 from node.storage.transaction import Transaction
 from node.work import history
-from node.work.definition import Definition, StepDefinition, step_id
+from node.work.definition import Definition, StepDefinition, step_id, task_ids
 from node.work.history import Action
 from node.work.payloads import load_payload, store_payload
 from node.work.retries import RetryPolicy
@@ -85,7 +85,7 @@ def submit(
     existing = tx.get("tasks", namespace, task_id)
     if existing is not None and not existing.deleted:
         return Submitted(task_id, True, existing.text("trace_id"))
-    rivals = tx.select("tasks", "namespace = ? AND idempotency_key = ? AND deleted = 0", (namespace, key), limit=1)
+    rivals = tasks_of_key(tx, namespace, key)
     if rivals:
         raise ConflictError(
             f"idempotency key {key!r} already belongs to task {rivals[0].key}, which asks for something else: "
@@ -412,7 +412,7 @@ def recover_own(tx: Transaction, step: Row, *, me: str, current_life: Callable[[
     if current is None or current.text("owner") != me or step_status(current) is not Status.RUNNING:
         return None
     lost = [*lost_leases(current), LostLease(me, current.integer("claim_life"))][-LOST_KEPT_MAX:]
-    history.record(tx, current, Action.LOST, node=me, why="the node's process ended during the run")
+    record_lost(tx, current, me=me)
     return _own(tx, current, me, lost, was_running=True, poison=is_poison(lost, current_life))
 
 
@@ -625,6 +625,16 @@ def existing_task(reader: Reader, namespace: str, task_id: str) -> Row:
     return task
 
 
+def tasks_of_key(reader: Reader, namespace: str, key: str) -> list[Row]:
+    """The tasks that were submitted with this key, the one that holds it first: the earliest.
+
+    More than one only after a cut, when two sides were given the same key for different things.
+    """
+    found = reader.select("tasks", "namespace = ? AND key BETWEEN ? AND ?", (namespace, *task_ids(namespace, key)))
+    tasks = [task for task in found if not task.deleted and task.text("idempotency_key") == key]
+    return sorted(tasks, key=lambda task: (task.integer("created_hlc"), task.key))  # total: all nodes agree
+
+
 def task_steps(reader: Reader, namespace: str, task_id: str) -> list[Row]:
     """The task's steps in the order of its definition."""
     return reader.select(
@@ -649,6 +659,11 @@ def record_superseded(tx: Transaction, before: Row, after: Row, *, me: str) -> N
         why="another node's result won the merge",
         **describe_tie(before, after),
     )
+
+
+def record_lost(tx: Transaction, step: Row, *, me: str) -> None:
+    """The process of this node that ran the step under the lease of this version has ended."""
+    history.record(tx, step, Action.LOST, node=me, why="the node's process ended during the run")
 
 
 def describe_tie(before: Row, after: Row) -> dict[str, Any]:

@@ -12,7 +12,6 @@ CREATE TABLE queue (
     fresh INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX queue_order ON queue (runnable, priority, enqueued_hlc);
-CREATE INDEX tasks_by_key ON tasks (namespace, idempotency_key);
 CREATE INDEX tasks_by_age ON tasks (namespace, created_hlc);
 CREATE INDEX steps_by_task ON steps (namespace, task_id);
 CREATE INDEX steps_open_by_owner ON steps (owner) WHERE rank = 0;
@@ -24,5 +23,4 @@ DROP INDEX history_by_task;
 DROP INDEX steps_open_by_owner;
 DROP INDEX steps_by_task;
 DROP INDEX tasks_by_age;
-DROP INDEX tasks_by_key;
 DROP TABLE queue;
