@@ -119,6 +119,8 @@ class Runtime:
             queue.on_step(tx, before, after)
             if before is not None and self._lost_result(before, after):
                 transitions.record_superseded(tx, before, after, me=self._me)
+            if before is not None and self._lost_run(before, after):
+                transitions.record_lost(tx, before, me=self._me)
             if self._begins_to_wait(before, after):
                 # It may come to a task whose cancel was here before it.
                 task = tx.get("tasks", after.namespace, after.text("task_id"))
@@ -140,6 +142,15 @@ class Runtime:
             step_status(before) is Status.SUCCESS
             and before.text("owner") == self._me
             and before.generation == after.generation
+            and Fence.of(before, self._me) != Fence.of(after, after.text("owner"))
+        )
+
+    def _lost_run(self, before: Row, after: Row) -> bool:
+        # Nobody else may have heard of this run: its claim can be the last thing that the earlier process committed.
+        return (
+            step_status(before) is Status.RUNNING
+            and before.text("owner") == self._me
+            and before.integer("claim_life") < self._life
             and Fence.of(before, self._me) != Fence.of(after, after.text("owner"))
         )
 
@@ -374,31 +385,41 @@ class Runtime:
     def _end_run(self, tx: Transaction, run: Run, outcome: Outcome | None, why: str | None) -> str:
         """Write what became of a run; returns the word under which it is counted."""
         step = run.step
-        if outcome is None and why == "cancel":
-            transitions.cancel_run(tx, step, me=self._me)
-            kind = "cancelled"
-        elif outcome is None and why == "shutdown":
-            self._release(tx, step)
-            kind = "released"
-        elif outcome is None and why == "epoch":
-            transitions.requeue(tx, step, me=self._me, action=Action.REQUEUED, why="a higher cluster epoch was learned")
-            kind = "requeued"
-        elif outcome is None:
-            transitions.abort(tx, step, me=self._me, why="its lease moved to another node during the run")
-            kind = "aborted"
-        else:
-            finished = transitions.finish(
-                tx, step, outcome, me=self._me, policy=self._policy(step), rng=self._rng, reopen=run.reopen
-            )
-            kind = outcome.kind if finished.accepted else "refused"
-        return kind
+        if outcome is None:
+            kind = self._give_up(tx, step, why)
+            if kind is None:
+                transitions.abort(tx, step, me=self._me, why="its lease moved to another node during the run")
+            return kind or "aborted"
+        finished = transitions.finish(
+            tx, step, outcome, me=self._me, policy=self._policy(step), rng=self._rng, reopen=run.reopen
+        )
+        return outcome.kind if finished.accepted else "refused"
+
+    def _give_up(self, tx: Transaction, step: Row, why: str | None) -> str | None:
+        """End the lease of a run that was stopped; None when it moved meanwhile, whatever had stopped the run."""
+        match why:
+            case "cancel":
+                given_up, kind = transitions.cancel_run(tx, step, me=self._me), "cancelled"
+            case "shutdown":
+                given_up, kind = self._release(tx, step), "released"
+            case "epoch":
+                given_up, kind = (
+                    self._requeue(tx, step, Action.REQUEUED, "a higher cluster epoch was learned"),
+                    "requeued",
+                )
+            case _:
+                return None
+        return None if given_up is None else kind
 
     def _hand_back(self, tx: Transaction, *, step: Row) -> tuple[str, None]:
         self._release(tx, step)
         return "released", None
 
-    def _release(self, tx: Transaction, step: Row) -> None:
-        transitions.requeue(tx, step, me=self._me, action=Action.RELEASED, why="its node stopped gracefully")
+    def _release(self, tx: Transaction, step: Row) -> Row | None:
+        return self._requeue(tx, step, Action.RELEASED, "its node stopped gracefully")
+
+    def _requeue(self, tx: Transaction, step: Row, action: Action, why: str) -> Row | None:
+        return transitions.requeue(tx, step, me=self._me, action=action, why=why)
 
     def _policy(self, step: Row) -> RetryPolicy:
         default = self._limits.retry

@@ -129,12 +129,12 @@ class Desk:
                 await trio.sleep(0.01)
         return await self.row(key)
 
-    async def claim(self, key: str) -> transitions.Claimed | None:
+    async def claim(self, key: str, life: int = LIFE) -> transitions.Claimed | None:
         """Claim as a slot would, without running it."""
 
         def write(tx: Transaction) -> transitions.Claimed | None:
             entry = transitions.Queued("default", key, "echo")
-            return transitions.claim(tx, entry, me="node-a", life=LIFE, timeout_s=lambda _agent, _ms: 60.0)
+            return transitions.claim(tx, entry, me="node-a", life=life, timeout_s=lambda _agent, _ms: 60.0)
 
         return await self.store.write(write)
 
@@ -385,6 +385,36 @@ async def test_a_run_stopped_without_need_leaves_its_step_waiting(desk):
     assert await desk.queued() == [original.key]
 
 
+async def slow_to_end(job: Job) -> Outcome:
+    try:
+        await trio.sleep_forever()
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(1)  # killing a process takes its time
+
+
+async def cancel(desk: Desk, step: Row) -> None:
+    await desk.store.write(
+        lambda tx: transitions.request_cancel(tx, "default", step.text("task_id"), mode="hard", reason="enough")
+    )
+
+
+@pytest.mark.parametrize("stop", [cancel, lambda desk, _step: bump(desk)], ids=["cancel", "epoch"])
+async def test_a_run_that_was_being_stopped_as_its_lease_moved_is_told_of(desk, stop, autojump_clock):
+    desk.executor.handlers["slow"] = slow_to_end
+    original = await desk.one("slow")
+    async with running(desk):
+        claimed = await desk.until(original.key, "RUNNING")
+        await stop(desk, original)
+        moved = foreign(claimed, cluster_epoch=9, lease_epoch=2, lease_hlc=claimed.hlc + 1, values={"owner": "node-b"})
+        assert await desk.merge(moved) == "applied"
+        await trio.sleep(2)
+
+    (told,) = await desk.history(Action.ABORTED)
+    assert told.text("fence") == desk.executor.started[0].fence
+    assert (await desk.row(original.key)).text("owner") == "node-b"
+
+
 # --- retries ---
 
 
@@ -445,6 +475,17 @@ async def test_a_run_of_an_earlier_life_that_peers_tell_of_late_is_started_again
 
     assert ended.integer("attempt") == 1
     assert len(await desk.history(Action.LOST)) == 1
+
+
+async def test_a_run_that_only_the_ended_process_knew_of_is_told_of(desk):
+    # Its claim was the last commit before the kill: peers took over the version before it.
+    original = await desk.one()
+    claimed = await desk.claim(original.key, life=LIFE - 1)
+    moved = foreign(original, ahead_ms=9, lease_epoch=2, lease_hlc=claimed.step.hlc, values={"owner": "node-b"})
+    assert await desk.merge(moved) == "applied"
+
+    (told,) = await desk.history(Action.LOST)
+    assert told.text("fence") == claimed.job.fence
 
 
 async def test_a_full_store_queue_or_a_failed_read_ends_no_service(desk, monkeypatch, autojump_clock):
