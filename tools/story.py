@@ -33,7 +33,13 @@ def _print_step(step: Mapping[str, Any], begun_ms: int) -> None:
     if step.get("summary"):
         print(escape(f"  {step['summary']}"))
     for item in step.get("timeline") or []:
-        print(escape(f"  {'+' + format_duration(max(0, item['atMs'] - begun_ms)):>9}  {item['text']}"))
+        print(escape(f"  {_since(item['atMs'] - begun_ms):>10}  {item['text']}"))
+
+
+def _since(span_ms: float) -> str:
+    """Time since the submission: to the millisecond for a minute, where the order of events is what one looks for."""
+    span_ms = max(0, span_ms)
+    return f"+{span_ms / 1_000:.3f} s" if span_ms < 60_000 else f"+{format_duration(span_ms)}"
 
 
 def print_logs(entries: Sequence[Mapping[str, Any]]) -> None:
@@ -44,8 +50,8 @@ def print_logs(entries: Sequence[Mapping[str, Any]]) -> None:
         print(
             escape(f"{where}, {format_age(entry.get('occurredAtMs') or now_ms, now_ms=now_ms)}: {entry.get('action')}")
         )
-        for text in (entry.get("details") or {}).values():
-            for line in str(text).splitlines():
-                print(f"  {escape(line)}")
+        details = entry.get("details") or {}
+        for line in str(details.get("log") or details.get("error") or "").splitlines():
+            print(f"  {escape(line)}")
     if not entries:
         print("(nothing was written)")

@@ -91,7 +91,8 @@ def tell(row: Row) -> str:
         case Action.HANDED_OVER:
             return f"{node} handed it over to {detail.get('to')}: {detail.get('why')}"
         case Action.FAILED:
-            return f"attempt {row.integer('attempt')} on {node} failed ({detail.get('kind')}): {detail.get('error')}"
+            kind = "" if detail.get("kind") == "failed" else f" ({detail.get('kind')})"
+            return f"attempt {row.integer('attempt')} on {node} failed{kind}: {detail.get('error')}"
         case Action.LOST:
             return f"{node} lost its run under epoch {epoch}: {detail.get('why')}"
         case Action.RELEASED | Action.REQUEUED:
@@ -115,8 +116,8 @@ def tell(row: Row) -> str:
 def summarise(step: Row, by_name: Mapping[str, Row], events: Sequence[Row], situation: Situation) -> str:
     """One or two sentences: the state, and why."""
     status, owner = step_status(step), step.text("owner")
-    runs = _runs(events)
-    twice = f" It was started {runs + 1} times: {_why_twice(events)}." if runs and step.integer("attempt") else ""
+    runs = _runs(step, events)
+    twice = f" It was started {runs} times: {_why_twice(events)}." if runs > 1 else ""
     match status:
         case Status.SUCCESS:
             return f"{owner} ran it and its result was accepted.{twice}"
@@ -132,8 +133,8 @@ def summarise(step: Row, by_name: Mapping[str, Row], events: Sequence[Row], situ
             return why_not_yet(step, by_name, situation) + twice
 
 
-def _runs(events: Sequence[Row]) -> int:
-    """Runs besides the current one, of which the history tells."""
+def _runs(step: Row, events: Sequence[Row]) -> int:
+    """How often the step was started: what the history tells, and the run under the present lease."""
     told = (Action.FAILED, Action.LOST, Action.RELEASED, Action.REQUEUED, Action.ABORTED, Action.SUPERSEDED)
     keys = {row.text("fence") for row in events if row.text("action") in told}
     keys |= {
@@ -141,6 +142,10 @@ def _runs(events: Sequence[Row]) -> int:
         for row in events
         if row.text("action") == Action.TAKEN_OVER and json.loads(row.text("detail")).get("was") == Status.RUNNING
     }
+    # A step that waits has not been started under its present lease, or that run is over and told of above. The last
+    # attempt of a dead letter is told of too, with the same fence.
+    if step.integer("attempt") and step_status(step) not in (Status.PENDING, Status.RETRYING):
+        keys.add(Fence.of(step, step.text("owner")).encode())
     return len(keys)
 
 

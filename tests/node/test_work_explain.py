@@ -40,6 +40,11 @@ def a_step(status: Status = Status.PENDING, name: str = "s", owner: str = "a", *
     )
 
 
+def earlier() -> Row:
+    """The step under the lease before its present one."""
+    return msgspec.structs.replace(a_step(), lease_epoch=2)
+
+
 def event(action: Action, node: str = "a", *, step: Row | None = None, at_ms: int = 2500, **detail) -> Row:
     row = step or a_step()
     from_node = detail.pop("from_node", None)
@@ -71,6 +76,7 @@ def event(action: Action, node: str = "a", *, step: Row | None = None, at_ms: in
             event(Action.TAKEN_OVER, "b", from_node="c", why="owner c is dead", was="RUNNING"),
             "b took it over from c (owner c is dead; it was RUNNING)",
         ),
+        (event(Action.FAILED, kind="failed", error="ValueError: x"), "attempt 1 on a failed: ValueError: x"),
         (event(Action.HANDED_OVER, to="b", why="it asked"), "a handed it over to b: it asked"),
         (event(Action.FAILED, kind="timeout", error="too slow"), "attempt 1 on a failed (timeout): too slow"),
         (event(Action.LOST, why="gone"), "a lost its run under epoch 3: gone"),
@@ -120,13 +126,23 @@ def test_a_running_step_names_its_owner_and_its_owners_trouble():
 )
 def test_a_second_run_is_explained(action, reason):
     step = a_step(Status.SUCCESS, attempt=1)
-    assert summary(step, event(action)).endswith(f"It was started 2 times: {reason}.")
+    assert summary(step, event(action, step=earlier())).endswith(f"It was started 2 times: {reason}.")
+
+
+def test_a_dead_letter_counts_its_last_attempt_once_and_a_waiting_step_no_run_to_come():
+    failures = [event(Action.FAILED, step=earlier()), event(Action.FAILED, kind="failed", error="no luck")]
+    dead = a_step(Status.DEAD_LETTER, attempt=2, last_error="no luck")
+    assert summary(dead, *failures).endswith("It was started 2 times: an attempt failed.")
+    assert "times" not in summary(dead, failures[1])
+    assert "times" not in summary(a_step(Status.RETRYING, attempt=1, last_error="no luck"), failures[1])
+    waiting = a_step(attempt=1)
+    assert "times" not in summary(waiting, event(Action.TAKEN_OVER, step=earlier(), from_node="c", was="RUNNING"))
 
 
 def test_taking_over_what_only_waited_is_no_second_run():
     step = a_step(Status.SUCCESS, attempt=1)
-    waited = event(Action.TAKEN_OVER, "a", from_node="c", was="PENDING")
-    ran = event(Action.TAKEN_OVER, "a", from_node="c", was="RUNNING")
+    waited = event(Action.TAKEN_OVER, "a", step=earlier(), from_node="c", was="PENDING")
+    ran = event(Action.TAKEN_OVER, "a", step=earlier(), from_node="c", was="RUNNING")
     assert "times" not in summary(step, waited)
     assert summary(step, ran).endswith("started 2 times: its owner was gone during the run.")
 

@@ -41,9 +41,9 @@ def test_an_explanation_tells_each_step_with_times_since_the_submission(fake_nod
         "",
         "step main: SUCCESS, owner node-b (stp_1)",
         "  node-b ran it and its result was accepted.",
-        "       +0ms  submitted",
-        "        +3s  node-b took it over from node-a (owner DEAD; it was RUNNING)",
-        r"   +23h 59m  ended as \x1b[31mSUCCESS",
+        "    +0.000 s  submitted",
+        "    +3.250 s  node-b took it over from node-a (owner DEAD; it was RUNNING)",
+        r"    +23h 59m  ended as \x1b[31mSUCCESS",
     ]
     assert fake_node.args("explain") == {"taskId": "tsk_1"}
     assert relaymesh("--root", fake_node.root, "explain", "tsk_1", "--json").json == EXPLANATION
@@ -72,7 +72,7 @@ def test_logs_keep_their_lines_and_say_whose_they_are(fake_node, relaymesh):
             "attempt": 2,
             "nodeId": "node-b",
             "occurredAtMs": at_ms,
-            "details": {"error": "boom"},
+            "details": {"kind": "failed", "error": "boom", "attempt": 2},
         },
     ]
     fake_node.answers["logs"] = entries
