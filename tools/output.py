@@ -11,11 +11,15 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tools.durations import format_age, format_duration
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 CELL_CHARS_MAX = 100  # a longer value in a table is cut; --json and single-task views show it whole
+LAST_COLUMN_CHARS_MIN = 24  # what a narrow terminal leaves of a table's last column, or the rows stand apart
 
 # Names of points in time; the contract has one that does not say "At". Every other name in `Ms` is a span.
 _TIME_ENDINGS = ("AtMs", "HeartbeatMs")
@@ -83,29 +87,42 @@ def _print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], now_
     titles = [_title(key) for key in chosen]
     cells = [[_shorten(escape(format_cell(key, row.get(key), now_ms=now_ms))) for key in chosen] for row in rows]
     if sys.stdout.isatty():
-        _print_rich_table(titles, cells)
+        _print_on_terminal(titles, cells)
         return
     widths = [max(len(line[index]) for line in [titles, *cells]) for index in range(len(titles))]
     for line in [titles, *cells]:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _print_rich_table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+def _print_on_terminal(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     from rich.console import Console  # slow to import, and only a terminal needs it
-    from rich.measure import Measurement
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in titles:
-        table.add_column(title, no_wrap=True)
-    for line in cells:
-        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in line))
-    console = Console()
-    # Never crop or fold a cell: an id must be whole to be copied. A narrow terminal wraps the line itself.
-    wide = console.options.update(width=10_000)
-    console.width = max(console.width, Measurement.get(console, wide, table).maximum)
-    console.print(table)
+    console = Console(highlight=False, soft_wrap=True)
+    widths = [max(len(line[index]) for line in [titles, *cells]) for index in range(len(titles))]
+    # An id must be whole to be copied, so only the last column may be cut. Where that does not make a table that fits,
+    # each row becomes lines of its own.
+    room = console.width - sum(width + 2 for width in widths[:-1])
+    if room < min(LAST_COLUMN_CHARS_MIN, widths[-1]):
+        _print_rows_apart(console, titles, cells)
+        return
+    widths[-1] = min(widths[-1], room)
+    for style, line in [("bold", titles), *(("", line) for line in cells)]:
+        texts = [Text(cell, style=style or _STYLES.get(cell, "")) for cell in line]
+        for text, width in zip(texts, widths, strict=True):
+            text.truncate(width, overflow="ellipsis", pad=text is not texts[-1])
+        console.print(Text("  ").join(texts))
+
+
+def _print_rows_apart(console: Console, titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    from rich.text import Text
+
+    width = max(len(title) for title in titles)
+    for number, line in enumerate(cells):
+        if number:
+            console.print()
+        for title, cell in zip(titles, line, strict=True):
+            console.print(Text(f"{title:<{width}}  ").append(cell, style=_STYLES.get(cell, "")))
 
 
 def format_cell(key: str, value: Any, *, now_ms: float) -> str:

@@ -43,7 +43,6 @@ Status = Literal["PENDING", "RUNNING", "RETRYING", "SUCCESS", "DEAD_LETTER", "CA
 
 _STEP_COLUMNS = (
     "name",
-    "stepId",
     "agentId",
     "status",
     "owner",
@@ -53,7 +52,7 @@ _STEP_COLUMNS = (
     "updatedAtMs",
     "lastError",
 )
-_TASK_COLUMNS = ("taskId", "status", "createdAtMs", "updatedAtMs", "idempotencyKey", "lastError")
+_TASK_COLUMNS = ("taskId", "status", "createdAtMs", "updatedAtMs", "lastError")
 
 
 def register(app: typer.Typer) -> None:
@@ -69,7 +68,10 @@ def _submit(
     input_file: Annotated[
         Path | None, typer.Option("--input-file", metavar="F", help="Read the input from F; - is standard input.")
     ] = None,
-    priority: Annotated[Literal["high", "normal", "low"], typer.Option("--priority")] = "normal",
+    priority: Annotated[
+        Literal["high", "normal", "low"],
+        typer.Option("--priority", help="What runs first: of 12 starts 8 high, 3 normal, 1 low."),
+    ] = "normal",
     idempotency_key: KeyOption = None,
     node: Annotated[str | None, typer.Option("--node", metavar="ID", help="Run on this node only.")] = None,
     label: Annotated[
@@ -91,7 +93,7 @@ def _submit(
     Examples:
       relaymesh --root data submit --agent echo --input hello --wait
       relaymesh --root data submit --agent resize --input-file photo.json --label site=north --timeout 2m
-      relaymesh --peer 10.0.0.2:18443 --identity me.enrolment submit --agent bill --input 42 --idempotency-key order-42
+      relaymesh --peer 10.0.0.2:18443 --identity me.enroll submit --agent bill --input 42 --idempotency-key order-42
     """
     answer = session.ask(
         "submit",
@@ -199,7 +201,10 @@ def _cancel(
     ] = "hard",
     reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Kept with the task.")] = None,
 ) -> int:
-    """Cancel a task. Exit 0 when it is cancelled, 1 when that was only requested or came too late."""
+    """Cancel a task.
+
+    Exit 0 when it is cancelled, 1 when that was only requested or came too late.
+    """
     answer = session.ask("cancel", taskId=task_id, mode=mode, reason=reason)
     session.show(answer)
     return EXIT_OK if answer.get("cancelled") else EXIT_NEGATIVE

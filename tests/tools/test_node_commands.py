@@ -55,3 +55,22 @@ def test_limits_outside_their_range_are_refused(fake_node, relaymesh):
         ran = relaymesh("--root", fake_node.root, "lease-conflicts", *options)
         assert (ran.code, ran.err.count("\n")) == (2, 1)
     assert fake_node.calls == []
+
+
+def test_members_that_are_well_fit_eighty_columns_and_trouble_is_shown_beside_them(fake_node, relaymesh):
+    well = {"status": "ALIVE", "effectiveStatus": "ALIVE", "storeFailed": False, "accusers": [], "labels": {}}
+    addresses = {"address": "192.168.100.101:17888", "rpcAddress": "192.168.100.101:18443", "updatedAtMs": 1}
+    fake_node.answers["members"] = [{"nodeId": "node-a", **well, **addresses}]
+    whole = relaymesh("--root", fake_node.root, "members").out
+    fake_node.answers["members"] = [
+        {"nodeId": "node-a", **well, **addresses},
+        {"nodeId": "node-b", **well, **addresses, "effectiveStatus": "DEAD", "storeFailed": True},
+        {"nodeId": "node-c", **well, "status": "SUSPECT", "accusers": [{"nodeId": "node-a", "reason": "probe"}]},
+    ]
+    troubled = relaymesh("--root", fake_node.root, "members").out
+
+    assert max(map(len, whole.splitlines())) <= 80
+    assert whole.split()[:4] == ["NODE_ID", "STATUS", "ADDRESS", "RPC_ADDRESS"]
+    assert troubled.splitlines()[0].split()[4:] == ["EFFECTIVE_STATUS", "STORE_FAILED", "ACCUSERS"]
+    assert troubled.splitlines()[2].split()[4:] == ["DEAD", "yes", "-"]
+    assert troubled.splitlines()[3].endswith("node-a (probe)")

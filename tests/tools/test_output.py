@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import time
 
@@ -94,16 +95,31 @@ def test_a_terminal_gets_a_table_and_markup_of_agents_stays_text(monkeypatch, ca
     assert "\x1b[" in terminal.getvalue()
 
 
-def test_a_narrow_terminal_gets_whole_ids(monkeypatch, capsys):
+def on_a_terminal(monkeypatch, columns: int, rows) -> list[str]:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    print_answer(rows)
+    return re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).splitlines()
 
-    print_answer([{"taskId": "t" * 36, "idempotencyKey": "k" * 36}])
 
-    assert "t" * 36 in terminal.getvalue()
-    assert "k" * 36 in terminal.getvalue()
-    assert "IDEMPOTENCY_KEY" in terminal.getvalue()
+def test_a_narrow_terminal_cuts_the_last_column_only(monkeypatch):
+    lines = on_a_terminal(monkeypatch, 64, [{"taskId": "t" * 36, "lastError": "e" * 90}])
+
+    assert lines == ["TASK_ID" + " " * 31 + "LAST_ERROR", "t" * 36 + "  " + "e" * 25 + "…"]
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(62, 2), (61, 5)])
+def test_where_a_table_does_not_fit_each_row_stands_apart_with_its_ids_whole(monkeypatch, columns, lines):
+    rows = [{"taskId": "t" * 36, "lastError": "e" * 90}] * (1 if lines == 2 else 2)
+
+    shown = on_a_terminal(monkeypatch, columns, rows)
+
+    assert len(shown) == lines
+    assert any("t" * 36 in line for line in shown)
+    if lines == 5:
+        assert shown[:3] == ["TASK_ID     " + "t" * 36, "LAST_ERROR  " + "e" * 90, ""]
 
 
 def test_json_keeps_letters_as_they_are(capsys):
