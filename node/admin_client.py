@@ -82,7 +82,10 @@ class PeerTarget:
         try:
             plain = socket.create_connection(self.address, timeout=CONNECT_S)
         except OSError as error:
-            raise UnavailableError(f"no node answers at {self.address} ({error.strerror or error})") from error
+            raise UnavailableError(
+                f"no node answers at {self.address} ({error.strerror or error}): give the stream address of a running "
+                "node (its --rpc-bind; `members` shows all)"
+            ) from error
         secure: ssl.SSLSocket | None = None
         try:
             secure = self.context.wrap_socket(plain)

@@ -37,11 +37,11 @@ _EPILOG = """\
 examples:
   relaymesh-node --root data
       a mesh of one node on this host; its log says how other hosts join
-  relaymesh-node --root data --enroll node-a.enrolment --bind 10.0.0.1:17888 --seeds 10.0.0.2:17888
+  relaymesh-node --root data --enroll node-a.enroll --bind 10.0.0.1:17888 --seeds 10.0.0.2:17888
       a node of a mesh made by `relaymesh mesh create`; --enroll is needed once, and repeating it does no harm
 
 Every flag can also be an environment variable: RELAYMESH_ROOT for --root, RELAYMESH_AGENTS and RELAYMESH_LABELS with
-commas between values. Tuning lives in <root>/relaymesh-settings.json, read again when it changes.
+commas between values. Tuning lives in <root>/relaymesh-settings.json. Everything is read once, at the start.
 """
 
 

@@ -122,11 +122,11 @@ def _root(
       relaymesh demo
       relaymesh --root data submit --agent echo --input hello --wait
       relaymesh --root data tasks --status RUNNING
-      relaymesh --peer 10.0.0.2:18443 --identity me.enrolment members --json
+      relaymesh --peer 10.0.0.2:18443 --identity me.enroll members --json
 
     \b
-    Exit codes: 0 ok, 1 negative answer (not found, not successful), 2 usage or limit, 3 no node could answer,
-    4 conflict with what is stored.
+    Exit codes: 0 ok, 1 negative answer (not found, not successful),
+    2 usage or limit, 3 no node could answer, 4 conflict with what is stored.
     """
     if ctx.invoked_subcommand is None:
         print(ctx.get_help())

@@ -11,7 +11,7 @@ import typer
 from mesh.errors import ConfigError
 from tools.session import EXIT_OK, Session, command
 
-_NEXT = "next, for each host: relaymesh mesh enroll --mesh {out} --node-id ID --out ID.enrolment"
+_NEXT = "next, for each host: relaymesh mesh enroll --mesh {out} --node-id ID --out ID.enroll"
 _NEXT_NODE = (
     "next, on that host with this file: relaymesh-node --root DIR --enroll {out} --bind HOST:PORT --seeds HOST:PORT"
 )
@@ -42,10 +42,10 @@ def _enroll(
     node_id: Annotated[str | None, typer.Option("--node-id", metavar="ID", help="Enrol a host.")] = None,
     operator: Annotated[str | None, typer.Option("--operator", metavar="NAME", help="Enrol a person.")] = None,
 ) -> int:
-    """Enrol a host or a person: write one secret file that proves who they are.
+    """Enrol a host or a person.
 
-    Every enrolment of a name has a higher number than the last and replaces it: enrol a host anew when its disk was
-    lost.
+    Writes one secret file that proves who they are. Every enrolment of a name has a higher number than the last and
+    replaces it: enrol a host anew when its disk was lost.
     """
     if (node_id is None) == (operator is None):
         raise ConfigError("give either --node-id ID for a host or --operator NAME for a person")
