@@ -54,6 +54,8 @@ class Run:
     slot: int
     stopped_because: str | None = None
     """Why the runtime cancelled the scope: `cancel`, `moved`, `epoch` or `shutdown`; None while it runs."""
+    has_ended: bool = False
+    """Its handler has; what came of it may wait for the gate or the store."""
     reopen: bool = False
     """This process was paused during the run: it commits only under a lease epoch opened after the pause."""
 
@@ -120,7 +122,7 @@ class Runtime:
             if before is not None and self._lost_result(before, after):
                 transitions.record_superseded(tx, before, after, me=self._me)
             if before is not None and self._lost_run(before, after):
-                transitions.record_lost(tx, before, me=self._me)
+                self._tell_of_lost_run(tx, before, after)
             if self._begins_to_wait(before, after):
                 # It may come to a task whose cancel was here before it.
                 task = tx.get("tasks", after.namespace, after.text("task_id"))
@@ -146,13 +148,19 @@ class Runtime:
         )
 
     def _lost_run(self, before: Row, after: Row) -> bool:
-        # Nobody else may have heard of this run: its claim can be the last thing that the earlier process committed.
         return (
             step_status(before) is Status.RUNNING
-            and before.text("owner") == self._me
-            and before.integer("claim_life") < self._life
+            and before.text("owner") == self._me != after.node
             and Fence.of(before, self._me) != Fence.of(after, after.text("owner"))
         )
+
+    def _tell_of_lost_run(self, tx: Transaction, before: Row, after: Row) -> None:
+        # In the commit that takes the lease away: a process killed right after it could tell no more, and nobody else
+        # may have heard of the run, whose claim can be the last thing that was committed before a kill.
+        if before.integer("claim_life") < self._life:
+            transitions.record_lost(tx, before, me=self._me)
+        elif not any(run.has_ended for run in self._runs_of(before.key)):  # its result shows as superseded
+            transitions.record_aborted(tx, before, me=self._me, winner=after.text("owner"))
 
     def _on_task(self, tx: Transaction, before: Row | None, after: Row) -> None:
         transitions.obey_cancel(tx, after, me=self._me)
@@ -369,6 +377,7 @@ class Runtime:
             log.exception("agent %s failed outside its handler", claimed.job.agent)
             outcome = Outcome(kind="crashed", error=f"{type(error).__name__}: {error}")
         finally:
+            run.has_ended = True
             if outcome is None and run.stopped_because is None:
                 del self._runs[slot]  # the node itself is being torn down
         # Whatever ended the run: a node that was away writes nothing about earlier work until it has heard from a peer.
@@ -388,7 +397,7 @@ class Runtime:
         if outcome is None:
             kind = self._give_up(tx, step, why)
             if kind is None:
-                transitions.abort(tx, step, me=self._me, why="its lease moved to another node during the run")
+                transitions.abort(tx, step, me=self._me)
             return kind or "aborted"
         finished = transitions.finish(
             tx, step, outcome, me=self._me, policy=self._policy(step), rng=self._rng, reopen=run.reopen

@@ -351,7 +351,7 @@ def preview(content: bytes) -> str:
     return content[:480].decode(errors="replace")[:120]
 
 
-def abort(tx: Transaction, claimed: Row, *, me: str, why: str) -> None:
+def abort(tx: Transaction, claimed: Row, *, me: str) -> None:
     """Record that a run was stopped because its lease moved. The row belongs to someone else now.
 
     Should the lease stand all the same, the step waits again: without its run it would stay RUNNING for ever.
@@ -359,8 +359,7 @@ def abort(tx: Transaction, claimed: Row, *, me: str, why: str) -> None:
     if requeue(tx, claimed, me=me, action=Action.RELEASED, why="its run was stopped, though its lease stands"):
         return
     winner = tx.get("steps", claimed.namespace, claimed.key)
-    owner = winner.text("owner") if winner is not None else None
-    history.record(tx, claimed, Action.ABORTED, node=me, winner=owner, why=why)
+    record_aborted(tx, claimed, me=me, winner=winner.text("owner") if winner is not None else None)
 
 
 def requeue(tx: Transaction, claimed: Row, *, me: str, action: Action, why: str) -> Row | None:
@@ -664,6 +663,11 @@ def record_superseded(tx: Transaction, before: Row, after: Row, *, me: str) -> N
 def record_lost(tx: Transaction, step: Row, *, me: str) -> None:
     """The process of this node that ran the step under the lease of this version has ended."""
     history.record(tx, step, Action.LOST, node=me, why="the node's process ended during the run")
+
+
+def record_aborted(tx: Transaction, step: Row, *, me: str, winner: str | None) -> None:
+    """The run of this node under the lease of this version is stopped: `winner` owns the step now."""
+    history.record(tx, step, Action.ABORTED, node=me, winner=winner, why="its lease moved during the run")
 
 
 def describe_tie(before: Row, after: Row) -> dict[str, Any]:

@@ -379,7 +379,7 @@ def cancel_if_running(tx: Transaction, *, step: Row) -> None:
 async def test_a_run_stopped_without_need_leaves_its_step_waiting(desk):
     original = await desk.one()
     claimed = await desk.claim(original.key)
-    await desk.store.write(lambda tx: transitions.abort(tx, claimed.step, me="node-a", why="test"))
+    await desk.store.write(lambda tx: transitions.abort(tx, claimed.step, me="node-a"))
 
     assert await desk.status(original.key) == "PENDING"
     assert await desk.queued() == [original.key]
@@ -397,6 +397,21 @@ async def cancel(desk: Desk, step: Row) -> None:
     await desk.store.write(
         lambda tx: transitions.request_cancel(tx, "default", step.text("task_id"), mode="hard", reason="enough")
     )
+
+
+async def test_a_run_is_told_of_in_the_commit_that_takes_its_lease_away(desk, autojump_clock):
+    desk.executor.handlers["slow"] = slow_to_end
+    original = await desk.one("slow")
+    async with running(desk):
+        claimed = await desk.until(original.key, "RUNNING")
+        moved = foreign(claimed, lease_epoch=2, lease_hlc=claimed.hlc + 1, values={"owner": "node-b"})
+        assert await desk.merge(moved) == "applied"
+        assert desk.executor.running_now == 1
+        (told,) = await desk.history(Action.ABORTED)
+        await trio.sleep(2)
+
+    assert told.text("fence") == desk.executor.started[0].fence
+    assert await desk.history(Action.ABORTED) == [told]
 
 
 @pytest.mark.parametrize("stop", [cancel, lambda desk, _step: bump(desk)], ids=["cancel", "epoch"])
