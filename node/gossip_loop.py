@@ -59,6 +59,7 @@ class GossipLoop:
         self._wakes_at = float("inf")
         self._nursery: trio.Nursery | None = None
         self._refused_logged: dict[str, float] = {}
+        self._conflict_logged: str | None = None
         self.on_member_changed: list[Callable[[MemberChanged], None]] = []
         self.on_vector_differs: Callable[[str], None] = lambda _node: None
         self.on_rumor: Callable[[RumorReceived], None] = lambda _rumor: None
@@ -133,15 +134,20 @@ class GossipLoop:
                 case PacketRefused():
                     self._note_refused(effect)
                 case SelfConflict():
-                    log.error("identity conflict: %s", effect.detail)
-                    self.on_self_conflict(effect)
+                    self._note_conflict(effect)
         # Whoever called may have given the core something to do sooner. Else the loop sleeps on: a busy store calls
         # here after each commit, and a turn of the loop costs as much as a small request.
         if self._gossip.next_deadline() < self._wakes_at:
             self._wait_scope.cancel()
 
+    def _note_conflict(self, conflict: SelfConflict) -> None:
+        if conflict.detail != self._conflict_logged:  # every datagram of the other process tells the same
+            self._conflict_logged = conflict.detail
+            log.error("identity conflict, nothing new is started here: %s", conflict.detail)
+        self.on_self_conflict(conflict)
+
     def _note_change(self, change: MemberChanged) -> None:
-        log.info("member %s: %s -> %s (%s)", change.node_id, change.before, change.after, change.reason)
+        log.info("member %s: %s -> %s (%s)", change.node_id, change.before or "new", change.after, change.reason)
         for callback in self.on_member_changed:
             callback(change)
 

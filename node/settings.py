@@ -2,7 +2,7 @@
 
 It promises that a value which exists was checked: every key is known, of its type, within its bounds, and consistent
 with the others. Nothing is clamped and nothing is guessed: a bad file is refused whole, naming the key and what is
-allowed, and whoever reloads keeps the settings it had. No message repeats a text value: it may be a secret.
+allowed. No message repeats a text value: it may be a secret.
 """
 
 from __future__ import annotations
@@ -162,16 +162,6 @@ def load_settings(path: Path, environ: Mapping[str, str] | None = None) -> Setti
 def changed_without_effect(settings: Settings) -> list[str]:
     """The settings that differ from their defaults in vain: whoever starts a node with them must hear of it."""
     return [key for key in WITHOUT_EFFECT if getattr(settings, _FIELDS[key].name) != _FIELDS[key].default]
-
-
-def reload(path: Path, old: Settings, environ: Mapping[str, str] | None = None) -> tuple[Settings, list[str]]:
-    """Read the file again: the new settings, and the camelCase names of those that differ from `old`.
-
-    Raises ConfigError like `load_settings`; the caller then keeps `old`.
-    """
-    new = load_settings(path, environ)
-    changed = [key for key, field in _FIELDS.items() if getattr(new, field.name) != getattr(old, field.name)]
-    return new, changed
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -129,7 +129,10 @@ def load(files: list[str], result_bytes_max: int) -> tuple[dict[str, Handler], F
     file = ""
     try:
         for file in files:
+            known = len(registered)
             import_file(Path(file))
+            if len(registered) == known:
+                return {}, LoadFailed(file, 0, 'it defines no agent: put @agent("name") above a function')
         handlers = {name: Handler(spec, result_bytes_max=result_bytes_max) for name, spec in registered.items()}
     except BaseException as error:  # a module may even call sys.exit(): it is still the file's fault, and told as such
         traceback.print_exception(error, file=sys.stderr)

@@ -370,6 +370,7 @@ async def test_builtin_agents_need_no_process(tmp_path):
         ("import relaymesh\n\nx = 1 / 0\n", "line 3: ZeroDivisionError: division by zero"),
         ("def broken(:\n", "line 1: SyntaxError"),
         ("import no_such_module\n", "line 1: ModuleNotFoundError"),
+        ("def f(x): ...\n", "bad.py: it defines no agent: put @agent"),
         (
             "from relaymesh import agent\n@agent('bad name')\ndef f(x): ...\n",
             "line 2: ValueError: agent name 'bad name'",

@@ -125,6 +125,18 @@ async def test_effects_are_carried_out_in_order(parts, autojump_clock, nursery):
     nursery.cancel_scope.cancel()
 
 
+async def test_a_conflict_is_told_each_time_and_logged_once_for_each_cause(parts, nursery, caplog):
+    loop, *_ = parts
+    told = []
+    loop.on_self_conflict = lambda conflict: told.append(conflict.detail)
+    await nursery.start(loop.run)
+    loop.perform([SelfConflict("cloned"), SelfConflict("cloned"), SelfConflict("enrolled anew")])
+    assert told == ["cloned", "cloned", "enrolled anew"]
+    logged = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert [text.split(": ")[1] for text in logged] == ["cloned", "enrolled anew"]
+    nursery.cancel_scope.cancel()
+
+
 async def test_all_queued_datagrams_are_read_before_a_timer_fires(parts, autojump_clock, nursery):
     loop, gossip, socket, _ = parts
     gossip.deadline = trio.current_time() + 0.5

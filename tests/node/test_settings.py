@@ -18,7 +18,6 @@ from node.settings import (
     Settings,
     changed_without_effect,
     load_settings,
-    reload,
 )
 
 REPOSITORY = Path(node.__file__).parent.parent
@@ -162,17 +161,6 @@ def test_an_unreadable_file_is_not_taken_for_an_absent_one(path):
     path.mkdir()
 
     assert "cannot be read" in refusal(path)
-
-
-def test_reload_names_what_changed_and_keeps_environment_overrides(path):
-    environ = {"RELAYMESH_GOSSIP_FANOUT": "5"}
-    old = load_settings(write(path, {"maxAttempts": 4}), environ)
-
-    new, changed = reload(write(path, {"maxAttempts": 4, "gossipFanout": 9, "payloadMaxBytes": 1000}), old, environ)
-
-    assert changed == ["payloadMaxBytes"]
-    assert (new.payload_max_bytes, new.gossip_fanout) == (1000, 5)
-    assert reload(path, new, environ) == (new, [])
 
 
 def test_exactly_the_settings_that_nothing_reads_are_named_as_without_effect():
