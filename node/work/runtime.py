@@ -119,7 +119,7 @@ class Runtime:
     def _on_step(self, queue: WorkQueue) -> Callable[[Transaction, Row | None, Row], None]:
         def changed(tx: Transaction, before: Row | None, after: Row) -> None:
             queue.on_step(tx, before, after)
-            if before is not None and self._lost_result(before, after):
+            if before is not None and self._lost_result(tx, before, after):
                 transitions.record_superseded(tx, before, after, me=self._me)
             if before is not None and self._lost_run(before, after):
                 self._tell_of_lost_run(tx, before, after)
@@ -139,13 +139,15 @@ class Runtime:
             return after.node != self._me
         return before.text("owner") != self._me or step_status(before) is Status.RUNNING
 
-    def _lost_result(self, before: Row, after: Row) -> bool:
-        return (
-            step_status(before) is Status.SUCCESS
-            and before.text("owner") == self._me
-            and before.generation == after.generation
-            and Fence.of(before, self._me) != Fence.of(after, after.text("owner"))
-        )
+    def _lost_result(self, tx: Transaction, before: Row, after: Row) -> bool:
+        if (
+            step_status(before) is not Status.SUCCESS
+            or before.text("owner") != self._me
+            or Fence.of(before, self._me) == Fence.of(after, after.text("owner"))
+        ):
+            return False
+        # Whoever replayed it may have seen another result than ours, or none.
+        return before.generation == after.generation or not transitions.was_replayed(tx, before)
 
     def _lost_run(self, before: Row, after: Row) -> bool:
         return (

@@ -655,8 +655,28 @@ def record_superseded(tx: Transaction, before: Row, after: Row, *, me: str) -> N
         result=preview(before.blob("result") or before.text("result_ref").encode()),
         winner=after.text("owner"),
         winner_fence=Fence.of(after, after.text("owner")).encode(),
-        why="another node's result won the merge",
+        why="another node's result won the merge"
+        if before.generation == after.generation
+        else "the step was replayed by a node that had not seen it",
         **describe_tie(before, after),
+    )
+
+
+def was_replayed(reader: Reader, step: Row) -> bool:
+    """Whether a replay of this very version of an ended step is told of here."""
+    return bool(
+        reader.select(
+            "history",
+            "namespace = ? AND task_id = ? AND step_id = ? AND action = ? AND fence = ?",
+            (
+                step.namespace,
+                step.text("task_id"),
+                step.key,
+                Action.REPLAYED,
+                Fence.of(step, step.text("owner")).encode(),
+            ),
+            limit=1,
+        )
     )
 
 

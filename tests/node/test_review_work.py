@@ -430,6 +430,34 @@ async def test_a_run_that_was_being_stopped_as_its_lease_moved_is_told_of(desk, 
     assert (await desk.row(original.key)).text("owner") == "node-b"
 
 
+# --- replays ---
+
+
+async def test_a_result_that_a_replay_of_another_one_displaced_is_superseded(desk, autojump_clock):
+    original = await desk.one()
+    async with running(desk):
+        ended = await desk.until(original.key, "SUCCESS")
+    fresh = {"status": "PENDING", "owner": "node-b"}
+    elsewhere = foreign(ended, rank=0, generation=1, lease_epoch=1, lease_hlc=ended.hlc, values=fresh)
+    assert await desk.merge(elsewhere) == "applied"
+
+    (told,) = await desk.history(Action.SUPERSEDED)
+    assert told.text("fence") == desk.executor.started[0].fence
+    assert "generation" in told.text("detail")
+
+
+async def test_a_result_that_was_itself_replayed_is_not_superseded(desk, autojump_clock):
+    original = await desk.one()
+    async with running(desk):
+        ended = await desk.until(original.key, "SUCCESS")
+        await desk.store.write(
+            lambda tx: transitions.replay(tx, "default", ended.text("task_id"), me="node-a", step_name="only")
+        )
+        await desk.until(original.key, "SUCCESS")
+    assert len(await desk.history(Action.REPLAYED)) == 1
+    assert await desk.history(Action.SUPERSEDED) == []
+
+
 # --- retries ---
 
 
