@@ -127,10 +127,10 @@ class WorkCommands:
 
     def _check_agents(self, names: Sequence[str]) -> None:
         """Refuse an agent that no node of this mesh ever announced: a typing error would wait for ever."""
-        offers = self._node.ownership.all_offers()
-        known = sorted({name for offer in offers.values() for name in offer.abilities})
+        offers = self._node.ownership.all_offers().values()
         for name in names:
-            if name not in known:
+            if not any(name in offer.abilities for offer in offers):
+                known = sorted({each for offer in offers for each in offer.abilities})
                 raise ConfigError(
                     f"no node of this mesh has an agent {name!r}; known agents: {', '.join(known)}. Start a node with "
                     "`--agents FILE.py` or an entry in agents/scripts.json that defines it"

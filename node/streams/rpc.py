@@ -181,32 +181,38 @@ class _Connection:
 
     async def _read_all(self, requests: trio.MemorySendChannel[bytes]) -> None:
         try:
-            while (message := await self._next_request()) is not None:
-                self._unanswered += 1
-                try:
-                    requests.send_nowait(message)
-                except trio.WouldBlock:
-                    raise FrameError("requests came faster than answers: one after another, please") from None
+            while await self._pass_on(requests):
+                await self._tick()
         except FrameError as error:
             log.info("stream of %s ended: %s", self._framed.peer.name, error)
             await self._send(self._server.refusal("frame", str(error)))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             log.debug("stream of %s broke", self._framed.peer.name)
 
-    async def _next_request(self) -> bytes | None:
-        """The next request; None when the peer ended the stream or was idle too long."""
-        while True:
-            busy = self._unanswered > 0
-            with trio.move_on_after(self._server.tick_s if busy else self._server.idle_s):
-                return await self._framed.receive()
-            if self._unanswered:
-                await self._tick()
-            elif not busy and not self._framed.mid_message:
-                return None
+    async def _pass_on(self, requests: trio.MemorySendChannel[bytes]) -> bool:
+        """Hand requests to the answering task. True after a silence; False when the stream ended or was idle too long.
+
+        One scope serves many requests, its deadline moving along: one for each would cost as much as reading it.
+        """
+        with trio.CancelScope() as silence:
+            while True:
+                busy = self._unanswered > 0
+                silence.deadline = trio.current_time() + (self._server.tick_s if busy else self._server.idle_s)
+                message = await self._framed.receive()
+                if message is None:
+                    return False
+                self._unanswered += 1
+                try:
+                    requests.send_nowait(message)
+                except trio.WouldBlock:
+                    raise FrameError("requests came faster than answers: one after another, please") from None
+        # A request may have come in the very moment in which the deadline passed that it was about to move.
+        idle = not busy and trio.current_time() >= silence.deadline
+        return not idle or self._unanswered > 0 or self._framed.mid_message
 
     async def _tick(self) -> None:
         # A part on its way is as good a sign of life, and may be what the lock waits for.
-        if not self._sending.locked():
+        if self._unanswered and not self._sending.locked():
             await self._send(Tick())
 
     async def _answer_all(self, requests: trio.MemoryReceiveChannel[bytes]) -> None:
@@ -231,18 +237,23 @@ class _Connection:
     async def _send(self, reply: Reply) -> None:
         """Send one message whole, or end the connection: half a message would be read as part of the next."""
         data = encode(reply)
-        async with self._sending:
-            try:
-                await self._framed.send(data)
-            except LimitError:
-                raise  # nothing was sent
-            except _GONE as error:
-                log.debug("%s takes no more replies: %s", self._framed.peer.name, error)
-                self._scope.cancel()
-                await trio.lowlevel.checkpoint()  # raises Cancelled, which also ends the handler that wanted to send
-            except trio.Cancelled:
-                self._scope.cancel()
-                raise
+        try:
+            self._sending.acquire_nowait()  # nearly always free; waiting for it would give away a turn of the loop
+        except trio.WouldBlock:
+            await self._sending.acquire()
+        try:
+            await self._framed.send(data)
+        except LimitError:
+            raise  # nothing was sent
+        except _GONE as error:
+            log.debug("%s takes no more replies: %s", self._framed.peer.name, error)
+            self._scope.cancel()
+            await trio.lowlevel.checkpoint()  # raises Cancelled, which also ends the handler that wanted to send
+        except trio.Cancelled:
+            self._scope.cancel()
+            raise
+        finally:
+            self._sending.release()
 
 
 @dataclass(slots=True)
