@@ -16,6 +16,7 @@ from mesh.rows import Row
 
 _FENCE = re.compile(r"[0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{16}-[0-9a-f]{64}")
 _COUNTER_MAX = (1 << 32) - 1
+_COMPLEMENT = bytes(255 - byte for byte in range(256))
 
 
 class Fence(NamedTuple):
@@ -42,7 +43,7 @@ class Fence(NamedTuple):
         if not _FENCE.fullmatch(text):
             raise ValueError(f"not a fence: {text[:120]!r}")
         generation, cluster_epoch, lease_epoch, lease_hlc, node = text.split("-")
-        name = bytes(255 - byte for byte in bytes.fromhex(node)).rstrip(b"\0")
+        name = bytes.fromhex(node).translate(_COMPLEMENT).rstrip(b"\0")
         return cls(int(generation, 16), int(cluster_epoch, 16), int(lease_epoch, 16), int(lease_hlc, 16), name.decode())
 
     @classmethod
@@ -56,4 +57,4 @@ def _inverted(node: str) -> bytes:
     raw = node.encode()
     # Node ids are at most 32 ASCII characters (mesh.ids.parse_node_id), so no two of them are cut to the same field.
     assert len(raw) <= NODE_ID_CHARS_MAX, node
-    return bytes(255 - byte for byte in raw.ljust(NODE_ID_CHARS_MAX, b"\0"))
+    return raw.ljust(NODE_ID_CHARS_MAX, b"\0").translate(_COMPLEMENT)

@@ -282,7 +282,6 @@ def finish(
         current = tx.put(
             "steps", current.namespace, current.key, {}, lease_epoch=current.lease_epoch + 1, open_lease=True
         )
-    task = tx.get("tasks", current.namespace, current.text("task_id"))
     if outcome.kind == "success":
         try:
             inline, reference = store_payload(tx, current.namespace, outcome.result)
@@ -295,6 +294,7 @@ def finish(
     error = outcome.error[:ERROR_CHARS_MAX].encode(errors="replace").decode()
     attempt = current.integer("attempt")
     history.record(tx, current, Action.FAILED, node=me, kind=outcome.kind, error=error[:512], attempt=attempt)
+    task = tx.get("tasks", current.namespace, current.text("task_id"))
     if task is not None and is_cancel_requested(task, current):
         return Finished(True, _cancel_step(tx, current, me, task))
     if outcome.kind == "rejected" or attempt >= policy.max_attempts:
