@@ -60,7 +60,12 @@ class Session:
 
 RootOption = Annotated[
     Path | None,
-    typer.Option("--root", metavar="DIR", help="Ask the node of this host that runs on DIR. [env: RELAYMESH_ROOT]"),
+    typer.Option(
+        "--root",
+        metavar="DIR",
+        readable=False,  # whether this user may use it is found out, and better told, when it is used
+        help="Ask the node of this host that runs on DIR. [env: RELAYMESH_ROOT]",
+    ),
 ]
 PeerOption = Annotated[
     str | None,
@@ -76,6 +81,7 @@ IdentityOption = Annotated[
     typer.Option(
         "--identity",
         metavar="FILE",
+        readable=False,
         help="Enrolment file that proves who you are to --peer; default: the identity under --root. "
         "[env: RELAYMESH_IDENTITY]",
     ),
@@ -109,7 +115,7 @@ def make_session(
 
 def _hidden(option: Any) -> Any:
     kind, info = option.__origin__, option.__metadata__[0]
-    shown = typer.Option(*info.param_decls, metavar=info.metavar, hidden=True)
+    shown = typer.Option(*info.param_decls, metavar=info.metavar, readable=info.readable, hidden=True)
     return Annotated[kind, shown]
 
 

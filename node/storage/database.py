@@ -103,6 +103,8 @@ _SOUND = {
 
 def unusable(path: Path, detail: str | apsw.Error) -> str:
     """What an operator is told when the database is damaged or not reachable."""
+    if isinstance(detail, apsw.IOError) and getattr(detail, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE:
+        detail = apsw.FullError("no room for its index file")  # what a full disk is called before the first write
     remedy = next((text for kind, text in _SOUND.items() if isinstance(detail, kind)), None)
     if remedy is not None:
         return f"the database {path} cannot be used ({detail}). Nothing was changed: {remedy}"

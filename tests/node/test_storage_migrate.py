@@ -142,16 +142,27 @@ async def test_a_damaged_database_is_refused_with_what_to_do(world):
         await world.store().open()
 
 
+def no_room_for_the_index() -> apsw.IOError:
+    error = apsw.IOError("disk I/O error")
+    error.extendedresult = apsw.SQLITE_IOERR_SHMSIZE  # as SQLite says it on a full disk
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "remedy"),
-    [(apsw.FullError, "free some space"), (apsw.ReadOnlyError, "writable"), (apsw.BusyError, "another program")],
+    [
+        (apsw.FullError("no"), "free some space"),
+        (no_room_for_the_index(), "free some space"),
+        (apsw.ReadOnlyError("no"), "writable"),
+        (apsw.BusyError("no"), "another program"),
+    ],
 )
 async def test_a_sound_database_that_cannot_be_used_now_is_not_to_be_moved_away(world, monkeypatch, error, remedy):
     async with world.opened():
         pass
 
     def refuse(*_, **_options):
-        raise error("no")
+        raise error
 
     monkeypatch.setattr("node.storage.writer.migrate_up", refuse)
     with pytest.raises(ConfigError, match=remedy) as refusal:
