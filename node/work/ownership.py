@@ -166,6 +166,7 @@ class Ownership:
         self._ask_wake.set()
 
     def _on_commit(self, commit: Commit) -> None:
+        mine = self._offer()
         for change in commit.changes:
             row = change.after
             if row.table == "profiles":
@@ -173,7 +174,7 @@ class Ownership:
             elif row.table == "steps" and not row.rank and not row.deleted:
                 owner = row.text("owner")
                 if owner == self._me:
-                    if self._offer().misses(requirement_of(row)) is not None:
+                    if mine.misses(requirement_of(row)) is not None:
                         self._place_wake.set()
                 elif self._view.owner_state(owner) is not OwnerState.PRESENT:
                     if row.node == owner and not change.local:
