@@ -20,7 +20,7 @@ from chaos.processes import Cluster, leftovers, wait_until
 from mesh.errors import RelayMeshError
 from node.work.tables import Status
 
-CLIENTS = 4
+CLIENTS = 6
 QUIET_S = 90.0
 """How long a mended mesh may take until all work has ended and all replicas agree."""
 STAYS_QUIET_S = 1.0
@@ -49,7 +49,9 @@ def hunt(directory: Path, *, seed: int, seconds: float, nodes: int | None = None
     agent_file = Path(agents.__file__)
     with (
         _walls() as walls,
-        Cluster(directory / "mesh", names, slots=3, agents=[agent_file], settings=SETTINGS) as cluster,
+        Cluster(
+            directory / "mesh", names, slots=draws.randint(1, 4), agents=[agent_file], settings=SETTINGS
+        ) as cluster,
     ):
         cluster.start()
         faults = schedule(draws, names, seconds, every_s=draws.uniform(0.4, 1.5))

@@ -14,10 +14,10 @@ from chaos.firewall import Cut, Firewall
 from chaos.processes import Cluster
 from mesh.errors import ConfigError, RelayMeshError
 
-KINDS = ("kill", "pause", "stop", "cut", "one-way", "bump")
-_WEIGHTS = (5, 4, 2, 4, 3, 1)
-_LONGEST_S = {"kill": 6.0, "pause": 8.0, "stop": 6.0, "cut": 10.0, "one-way": 8.0, "bump": 0.0}
-_SHORTEST_S = {"kill": 0.1, "pause": 1.0, "stop": 1.0, "cut": 1.0, "one-way": 1.0, "bump": 0.0}
+_WEIGHTS = {"kill": 10, "blackout": 1, "pause": 8, "stop": 4, "cut": 8, "one-way": 6, "bump": 2}
+_LONGEST_S = {"kill": 6.0, "blackout": 2.0, "pause": 8.0, "stop": 6.0, "cut": 10.0, "one-way": 8.0, "bump": 0.0}
+_SHORTEST_S = {"kill": 0.1, "blackout": 0.1, "pause": 1.0, "stop": 1.0, "cut": 1.0, "one-way": 1.0, "bump": 0.0}
+KINDS = tuple(_WEIGHTS)
 CUTS_MAX = 2
 """Lines broken at a time. More would leave little to hunt: every node alone."""
 
@@ -30,7 +30,7 @@ class Fault:
     until_s: float
     kind: str
     here: tuple[str, ...]
-    """The node that it happens to, or one side of a cut."""
+    """The node that it happens to (all of them in a blackout), or one side of a cut."""
     there: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -39,11 +39,11 @@ class Fault:
 
 
 def schedule(draws: random.Random, nodes: Sequence[str], seconds: float, *, every_s: float) -> list[Fault]:
-    """Faults at random times, about one in `every_s`; a node has one at a time, and one node always runs."""
+    """Faults at random times, one in `every_s` or so. A node has one at a time; but for blackouts, one node runs."""
     faults: list[Fault] = []
     at_s = 1.0
     while (at_s := at_s + draws.expovariate(1 / every_s)) < seconds:
-        (kind,) = draws.choices(KINDS, _WEIGHTS)
+        (kind,) = draws.choices(KINDS, [*_WEIGHTS.values()])
         until_s = min(seconds, at_s + draws.uniform(_SHORTEST_S[kind], _LONGEST_S[kind]))
         now = [fault for fault in faults if fault.until_s > at_s - 0.5]
         busy = {node for fault in now if not fault.there for node in fault.here}
@@ -56,6 +56,9 @@ def schedule(draws: random.Random, nodes: Sequence[str], seconds: float, *, ever
                 size = 1 if kind == "one-way" else draws.randint(1, len(nodes) - 1)
                 other = shuffled[1:2] if kind == "one-way" else shuffled[size:]
                 faults.append(Fault(at_s, until_s, kind, tuple(shuffled[:size]), tuple(other)))
+        elif kind == "blackout":
+            if len(free) == len(nodes):
+                faults.append(Fault(at_s, until_s, kind, tuple(nodes)))
         elif len(free) > 1:
             faults.append(Fault(at_s, until_s, kind, (draws.choice(free),)))
     return faults
@@ -101,8 +104,9 @@ class Trouble:
     def _begin(self, fault: Fault) -> None:
         (node, *_) = fault.here
         match fault.kind:
-            case "kill":
-                self._cluster.kill(node)
+            case "kill" | "blackout":
+                for each in fault.here:
+                    self._cluster.kill(each)
             case "pause":
                 self._cluster.pause(node)
             case "stop":
@@ -117,8 +121,9 @@ class Trouble:
     def _end(self, fault: Fault) -> None:
         (node, *_) = fault.here
         match fault.kind:
-            case "kill":
-                self._cluster.start(node, wait=False)
+            case "kill" | "blackout":
+                for each in fault.here:
+                    self._cluster.start(each, wait=False)
             case "pause":
                 self._cluster.resume(node)
             case "stop":

@@ -225,6 +225,19 @@ def _finished_work_stays_finished(evidence: Evidence) -> Iterator[str]:
             yield f"{run.node} ran {run.step_id} at {run.at:.3f}, {run.at - known:.3f} s after it showed a SUCCESS"
 
 
+def _a_cancel_that_was_answered_holds(evidence: Evidence) -> Iterator[str]:
+    """A node that said `cancelled` starts no run of that task later, unless somebody asked for a replay."""
+    replica = _any_replica(evidence)
+    replayed = {asked.task_id for asked in evidence.ledger.replays}
+    for asked in evidence.ledger.cancels:
+        if asked.answer is None or asked.answer["state"] != "cancelled" or asked.task_id in replayed:
+            continue
+        steps = {step.key for step in _steps(replica)[asked.task_id]}
+        for run in evidence.runs:
+            if run.step_id in steps and run.node == asked.node and run.at > asked.at + START_S:
+                yield f"{run.node} said at {asked.at:.3f} that {asked.task_id} is cancelled, and ran it at {run.at:.3f}"
+
+
 def _a_result_that_was_shown_and_replaced_is_superseded(evidence: Evidence) -> Iterator[str]:
     replica = _any_replica(evidence)
     superseded = {
@@ -255,6 +268,7 @@ PROMISES: Sequence[Callable[[Evidence], Iterator[str]]] = (
     _every_result_comes_from_a_run,
     _every_other_run_is_in_the_history,
     _finished_work_stays_finished,
+    _a_cancel_that_was_answered_holds,
     _a_result_that_was_shown_and_replaced_is_superseded,
 )
 """The one about equal replicas stands early: those after it look at one replica and mean all."""

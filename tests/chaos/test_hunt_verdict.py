@@ -144,6 +144,9 @@ MUTANTS: dict[str, Callable[[Case], Any]] = {
     "every result comes from a run": lambda case: case.runs.pop(),
     "every other run is in the history": lambda case: case.rows.pop(),
     "finished work stays finished": lambda case: case.ledger.sights.append(sight("b", 9.5, "RUNNING")),
+    "a cancel that was answered holds": lambda case: case.ledger.cancels.append(
+        Asked("t", "b", 4.0, {"state": "cancelled"})
+    ),
     "a result that was shown and replaced is superseded": lambda case: case.ledger.sights.append(
         sight("a", 8.0, fence=FIRST)
     ),
