@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 CELL_CHARS_MAX = 100  # a longer value in a table is cut; --json and single-task views show it whole
-LAST_COLUMN_CHARS_MIN = 24  # what a narrow terminal leaves of a table's last column, or the rows stand apart
+LAST_COLUMN_CHARS_MIN = 10  # what a narrow terminal leaves of a table's last column, or the rows stand apart
 
 # Names of points in time; the contract has one that does not say "At". Every other name in `Ms` is a span.
 _TIME_ENDINGS = ("AtMs", "HeartbeatMs")

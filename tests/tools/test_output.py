@@ -110,7 +110,7 @@ def test_a_narrow_terminal_cuts_the_last_column_only(monkeypatch):
     assert lines == ["TASK_ID" + " " * 31 + "LAST_ERROR", "t" * 36 + "  " + "e" * 25 + "…"]
 
 
-@pytest.mark.parametrize(("columns", "lines"), [(62, 2), (61, 5)])
+@pytest.mark.parametrize(("columns", "lines"), [(48, 2), (47, 5)])
 def test_where_a_table_does_not_fit_each_row_stands_apart_with_its_ids_whole(monkeypatch, columns, lines):
     rows = [{"taskId": "t" * 36, "lastError": "e" * 90}] * (1 if lines == 2 else 2)
 
