@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import apsw
+import msgspec
 
 from mesh.errors import UnavailableError
 from mesh.hlc import HybridClock
@@ -36,8 +37,7 @@ META_RESERVED = "engine."
 """Prefix of the small local values that belong to the store itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """A version became current by one request. `before` is None for a new row; `local` when this node stamped it."""
 
     before: Row | None
