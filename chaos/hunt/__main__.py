@@ -28,7 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
         directory = Path(tempfile.mkdtemp(prefix=f"hunt-{seed}-", dir=asked.directory))
         report = hunt(directory, seed=seed, seconds=asked.seconds, nodes=asked.nodes)
         found += bool(report.violations)
-        _say(f"seed {seed}: {report.tasks} tasks, {report.runs} runs, {len(report.violations)} violations")
+        _say(
+            f"seed {seed}: {report.tasks} tasks, {report.runs} runs, quiet after {report.quiet_s:.1f} s, "
+            f"{len(report.violations)} violations"
+        )
         if report.violations:
             _say(f"  kept in {directory}")
             for line in [*report.faults, *map(str, report.violations)]:

@@ -55,6 +55,19 @@ class Sight:
     fence: str
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A request that a node did not do, or that got no answer."""
+
+    command: str
+    node: str
+    asked_at: float
+    error: str
+    """The name of its class in `mesh.errors`."""
+    text: str
+    task_id: str = ""
+
+
 @dataclass(slots=True)
 class Ledger:
     """All that clients were told. Lists only grow, and each append is one step, so threads may share it."""
@@ -63,8 +76,7 @@ class Ledger:
     cancels: list[Asked] = field(default_factory=list)
     replays: list[Asked] = field(default_factory=list)
     sights: list[Sight] = field(default_factory=list)
-    refusals: list[str] = field(default_factory=list)
-    """Submits without a task: unreachable nodes, and keys that had another definition."""
+    refusals: list[Refusal] = field(default_factory=list)
 
 
 class Client:
@@ -114,19 +126,12 @@ class Client:
         task_id, node = self._a_task(), self._a_node()
         if task_id is not None:
             mode = self._draws.choice(["hard", "soft"])
-            answer = self._ask(node, "cancel", taskId=task_id, mode=mode, reason="hunt")
-            self._ledger.cancels.append(Asked(task_id, node, time.time(), answer))
+            self._change(self._ledger.cancels, node, "cancel", task_id, mode=mode, reason="hunt")
 
     def _replay(self) -> None:
         task_id, node = self._a_task(), self._a_node()
         if task_id is not None:
-            try:
-                answer = self._cluster.admin(node, "replay", taskId=task_id, **self._replayed_part())
-            except RelayMeshError as error:
-                if type(error).__name__ in ("ConflictError", "NotFoundError"):
-                    return  # nothing to replay there
-                answer = None
-            self._ledger.replays.append(Asked(task_id, node, time.time(), answer))
+            self._change(self._ledger.replays, node, "replay", task_id, **self._replayed_part())
 
     def _replayed_part(self) -> dict[str, str]:
         # A named step may be replayed even after its success.
@@ -140,7 +145,7 @@ class Client:
     def look_at(self, node: str, task_id: str) -> None:
         """Write down what a node shows of a task now."""
         asked_at = time.time()
-        shown = self._ask(node, "task", taskId=task_id)
+        shown, _ = self._ask(node, "task", taskId=task_id)
         at = time.time()
         for step in shown["steps"] if shown else ():
             self._ledger.sights.append(
@@ -192,15 +197,22 @@ class Client:
 
     def _submit(self, node: str, key: str, steps: list[dict[str, Any]]) -> None:
         definition = json.loads(json.dumps({"steps": steps}))
-        try:
-            answer = self._cluster.admin(node, "submit-workflow", definition=definition, idempotencyKey=key)
-        except RelayMeshError as error:
-            self._ledger.refusals.append(f"{key} at {node}: {error}")
-        else:
+        answer, _ = self._ask(node, "submit-workflow", definition=definition, idempotencyKey=key)
+        if answer is not None:
             self._ledger.submitted.append(Acknowledged(answer["taskId"], node, time.time()))
 
-    def _ask(self, node: str, command: str, **args: Any) -> Any:
+    def _change(self, asked: list[Asked], node: str, command: str, task_id: str, **args: Any) -> None:
+        """Ask for a cancel or a replay, and write it down unless the node said that nothing was done."""
+        answer, error = self._ask(node, command, taskId=task_id, **args)
+        if error not in ("ConflictError", "NotFoundError"):
+            asked.append(Asked(task_id, node, time.time(), answer))
+
+    def _ask(self, node: str, command: str, **args: Any) -> tuple[Any, str]:
+        """The answer, or None and the name of an error; more of that goes to the ledger."""
+        asked_at = time.time()
         try:
-            return self._cluster.admin(node, command, **args)
-        except RelayMeshError:
-            return None  # unreachable, or it does not know the task yet
+            return self._cluster.admin(node, command, **args), ""
+        except RelayMeshError as error:
+            name, task_id = type(error).__name__, args.get("taskId", "")
+            self._ledger.refusals.append(Refusal(command, node, asked_at, name, str(error), task_id))
+            return None, name

@@ -37,6 +37,8 @@ class Report:
     faults: list[str]
     tasks: int
     runs: int
+    quiet_s: float
+    """From the end of the faults until all work had ended and all replicas were equal."""
     violations: list[Violation]
 
 
@@ -58,8 +60,10 @@ def hunt(directory: Path, *, seed: int, seconds: float, nodes: int | None = None
         trouble = Trouble(cluster, walls, faults)
         with _clients(cluster, ledger, journal, seed) as looker:
             trouble.run(time.monotonic())
+        mended = time.monotonic()
         trouble.mend()
-        unquiet = _await_quiet(cluster, ledger)
+        unquiet = _await_quiet(cluster)
+        quiet_s = time.monotonic() - mended
         for told in ledger.submitted:
             looker.look_at(draws.choice(names), told.task_id)
         unexplained = list(_unexplained(cluster, ledger, draws)) if not unquiet else []
@@ -84,6 +88,7 @@ def hunt(directory: Path, *, seed: int, seconds: float, nodes: int | None = None
         faults=[str(fault) for fault in faults],
         tasks=len({told.task_id for told in ledger.submitted}),
         runs=len(evidence.runs),
+        quiet_s=quiet_s,
         violations=judge(evidence),
     )
 
@@ -113,7 +118,7 @@ def _clients(cluster: Cluster, ledger: Ledger, journal: Path, seed: int) -> Iter
             thread.join()
 
 
-def _await_quiet(cluster: Cluster, ledger: Ledger) -> str:
+def _await_quiet(cluster: Cluster) -> str:
     """Until all nodes see each other, all tasks have ended everywhere and nothing changes; else why not."""
     deadline = time.monotonic() + QUIET_S
     last = ""

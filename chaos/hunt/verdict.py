@@ -105,6 +105,13 @@ def _every_task_is_explained(evidence: Evidence) -> Iterator[str]:
     yield from evidence.unexplained
 
 
+def _refusals_are_of_the_kinds_that_faults_explain(evidence: Evidence) -> Iterator[str]:
+    """A node may be away, not know a task yet, or find that a request contradicts what it has; it may not fail."""
+    for refusal in evidence.ledger.refusals:
+        if refusal.error not in ("UnavailableError", "NotFoundError", "ConflictError"):
+            yield f"{refusal.node} answered {refusal.command} with {refusal.error}: {refusal.text}"
+
+
 # --- tasks ---
 
 
@@ -116,6 +123,23 @@ def _acknowledged_tasks_exist_everywhere(evidence: Evidence) -> Iterator[str]:
                 yield f"{told.task_id}, acknowledged by {told.node}, is not at {node}"
             elif len(_steps(replica)[told.task_id]) != task.integer("step_count"):
                 yield f"{told.task_id} lacks steps at {node}"
+
+
+def _a_node_knows_what_it_acknowledged(evidence: Evidence) -> Iterator[str]:
+    """From the acknowledgement on, whatever kills the node in between."""
+    told: dict[tuple[str, str], float] = {}
+    for promise in evidence.ledger.submitted:
+        told.setdefault((promise.node, promise.task_id), promise.at)
+    for refusal in evidence.ledger.refusals:
+        at = told.get((refusal.node, refusal.task_id))
+        # A replay is also refused so for a step that the task does not have.
+        if (
+            refusal.error == "NotFoundError"
+            and refusal.command != "replay"
+            and at is not None
+            and at < refusal.asked_at
+        ):
+            yield f"{refusal.node} acknowledged {refusal.task_id} at {at:.3f}, and then: {refusal.text}"
 
 
 def _every_task_ends_as_its_definition_allows(evidence: Evidence) -> Iterator[str]:
@@ -262,7 +286,9 @@ PROMISES: Sequence[Callable[[Evidence], Iterator[str]]] = (
     _nodes_stop_and_leave_nothing,
     _logs_tell_of_no_fault,
     _every_task_is_explained,
+    _refusals_are_of_the_kinds_that_faults_explain,
     _acknowledged_tasks_exist_everywhere,
+    _a_node_knows_what_it_acknowledged,
     _every_task_ends_as_its_definition_allows,
     _no_lease_runs_twice,
     _every_result_comes_from_a_run,

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from chaos.hunt.clients import Acknowledged, Asked, Ledger, Sight
+from chaos.hunt.clients import Acknowledged, Asked, Ledger, Refusal, Sight
 from chaos.hunt.evidence import AgentRun, Evidence, Replica
 from chaos.hunt.verdict import START_S, judge
 from mesh.fences import Fence
@@ -139,6 +139,12 @@ MUTANTS: dict[str, Callable[[Case], Any]] = {
     "logs tell of no fault": lambda case: case.more.update(log_lines=["Traceback"]),
     "every task is explained": lambda case: case.more.update(unexplained=["t"]),
     "acknowledged tasks exist everywhere": lambda case: case.ledger.submitted.append(Acknowledged("lost", "a", 0.6)),
+    "refusals are of the kinds that faults explain": lambda case: case.ledger.refusals.append(
+        Refusal("task", "a", 1.0, "StoreError", "cannot read")
+    ),
+    "a node knows what it acknowledged": lambda case: case.ledger.refusals.append(
+        Refusal("task", "a", 0.6, "NotFoundError", "not known here", "t")
+    ),
     "every task ends as its definition allows": lambda case: case.replace(step(Status.RUNNING)),
     "no lease runs twice": lambda case: case.runs.append(run(WINNER, 5.1)),
     "every result comes from a run": lambda case: case.runs.pop(),
