@@ -22,6 +22,7 @@ from node.work.definition import (
     parse_workflow,
     single,
     step_id,
+    task_ids,
 )
 
 LIMITS = Limits(steps_max=5, payload_bytes_max=100, submit_bytes_max=250)
@@ -178,6 +179,20 @@ def test_any_back_edge_is_a_circle_and_any_change_another_identity(steps, data):
     child["dependsOn"] = [*child["dependsOn"], child["id"]]
     with pytest.raises(ConfigError, match=f"{child['id']} -> "):
         parse_workflow({"steps": changed}, Limits())
+
+
+@given(st.text(max_size=8), st.text(max_size=8), st.binary(max_size=8), st.binary(max_size=8))
+def test_the_tasks_of_one_key_and_of_no_other_lie_between_its_bounds(key, other, payload, another):
+    ids = [
+        single(StepDefinition(name="a", agent="echo", payload=each, labels={}), Limits()).task_id("default", key)
+        for each in (payload, another)
+    ]
+    low, high = task_ids("default", key)
+    assert all(low <= each <= high for each in ids)
+    assert (ids[0] == ids[1]) == (payload == another)
+    if other != key:
+        low, high = task_ids("default", other)
+        assert not any(low <= each <= high for each in ids)
 
 
 def test_ids_of_steps_depend_on_task_and_name_only():
