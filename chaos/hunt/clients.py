@@ -174,14 +174,14 @@ class Client:
         if kind == "echo":
             return {**step, "agent": "echo", "input": self._pad()}
         if kind == "sleep":
-            return {**step, "agent": "sleep", "input": f"{draws.uniform(0.1, 2):.2f}"}
+            return {**step, "agent": "sleep", "input": f"{draws.uniform(0.1, 1):.2f}"}
         return {**step, "agent": "hunted", "input": self._work()}
 
     def _work(self) -> dict[str, Any]:
         draws = self._draws
         work: dict[str, Any] = {
             "journal": str(self._journal),
-            "seconds": round(draws.choice([0.0, draws.uniform(0.1, 2)]), 2),
+            "seconds": round(draws.choice([0.0, 0.0, draws.uniform(0.1, 2)]), 2),
             "pad": self._pad(),
         }
         (end,) = draws.choices(["well", "fails", "doomed", "crash"], [12, 3, 2, 1])

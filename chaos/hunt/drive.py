@@ -21,7 +21,7 @@ from mesh.errors import RelayMeshError
 from node.work.tables import Status
 
 CLIENTS = 6
-QUIET_S = 90.0
+QUIET_S = 120.0
 """How long a mended mesh may take until all work has ended and all replicas agree."""
 STAYS_QUIET_S = 1.0
 # Short dwell windows, so that a node that came back gets work again within a hunt.
@@ -52,7 +52,7 @@ def hunt(directory: Path, *, seed: int, seconds: float, nodes: int | None = None
     with (
         _walls() as walls,
         Cluster(
-            directory / "mesh", names, slots=draws.randint(1, 4), agents=[agent_file], settings=SETTINGS
+            directory / "mesh", names, slots=draws.randint(2, 5), agents=[agent_file], settings=SETTINGS
         ) as cluster,
     ):
         cluster.start()
