@@ -19,9 +19,7 @@ from mesh.errors import ConfigError
 if TYPE_CHECKING:
     from tools.bench.report import Report
 
-app = typer.Typer(
-    name="bench", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True
-)
+app = typer.Typer(name="bench", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 DirectoryOption = Annotated[
@@ -53,7 +51,10 @@ def _store(
     directory: DirectoryOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Durable submits per second through the store, beside SQLite alone on the same disk."""
+    """Count durable submits through the store.
+
+    Per second, beside SQLite alone on the same disk.
+    """
     from tools.bench.store import bench_store
 
     _run(lambda scratch: bench_store(scratch, seconds=seconds), directory, json=json)
@@ -61,12 +62,15 @@ def _store(
 
 @app.command("submits")
 def _submits(
-    count: Annotated[int, typer.Option(min=1, max=1_000_000)] = 10_000,
-    clients: Annotated[int, typer.Option(min=1, max=256)] = 16,
+    count: Annotated[int, typer.Option(min=1, max=1_000_000, help="Submits in all.")] = 10_000,
+    clients: Annotated[int, typer.Option(min=1, max=256, help="Clients at the same time.")] = 16,
     directory: DirectoryOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Durable submits per second through a real node, from concurrent clients."""
+    """Count durable submits through a real node.
+
+    Per second, from concurrent clients.
+    """
     from tools.bench.submits import bench_submits
 
     _run(lambda scratch: bench_submits(scratch, count=count, clients=clients), directory, json=json)
@@ -78,7 +82,10 @@ def _packets(
     directory: DirectoryOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Gossip datagrams verified, decoded and applied per second, beside their cryptography alone."""
+    """Count gossip datagrams taken in.
+
+    Verified, decoded and applied per second, beside their cryptography alone.
+    """
     from tools.bench.packets import bench_packets
 
     _run(lambda scratch: bench_packets(scratch, count=count), directory, json=json)
@@ -86,16 +93,19 @@ def _packets(
 
 @app.command("tasks")
 def _tasks(
-    count: Annotated[int, typer.Option(min=1, max=1_000_000)] = 5_000,
-    nodes: Annotated[int, typer.Option(min=1, max=20)] = 1,
+    count: Annotated[int, typer.Option(min=1, max=1_000_000, help="Tasks in the burst.")] = 5_000,
+    nodes: Annotated[int, typer.Option(min=1, max=20, help="Nodes of the mesh; all are submitted to.")] = 1,
     agent: Annotated[str, typer.Option(help="`echo` runs in the node, `python` in agent processes.")] = "python",
-    clients: Annotated[int, typer.Option(min=1, max=256)] = 64,
+    clients: Annotated[int, typer.Option(min=1, max=256, help="Clients at the same time.")] = 64,
     slots: Annotated[int, typer.Option(min=1, max=256, help="Of each node.")] = 4,
     paced: Annotated[int, typer.Option(min=0, max=100_000, help="Tasks one at a time, after the burst.")] = 200,
     directory: DirectoryOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Tasks from submit to SUCCESS through real nodes: rate, latency, CPU and memory."""
+    """Time tasks from submit to SUCCESS.
+
+    Through real nodes: rate, latency, CPU and memory.
+    """
     from tools.bench.tasks import AGENTS, bench_tasks
 
     if agent not in AGENTS:
@@ -111,13 +121,16 @@ def _tasks(
 
 @app.command("idle")
 def _idle(
-    seconds: Annotated[float, typer.Option(min=0.1, max=3600)] = 60.0,
-    nodes: Annotated[int, typer.Option(min=1, max=50)] = 3,
+    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long to watch.")] = 60.0,
+    nodes: Annotated[int, typer.Option(min=1, max=50, help="Nodes of the mesh.")] = 3,
     profile: Annotated[str, typer.Option(help="local, lan or wan.")] = "lan",
     directory: DirectoryOption = None,
     json: JsonOption = False,
 ) -> None:
-    """CPU, writes, memory and traffic of a mesh that has nothing to do."""
+    """Weigh a mesh that has nothing to do.
+
+    Its CPU, writes, memory and traffic.
+    """
     from tools.bench.idle import bench_idle
 
     _run(lambda scratch: bench_idle(scratch, nodes=nodes, seconds=seconds, profile=profile), directory, json=json)
