@@ -129,13 +129,13 @@ class Client:
             self._change(self._ledger.cancels, node, "cancel", task_id, mode=mode, reason="hunt")
 
     def _replay(self) -> None:
-        task_id, node = self._a_task(), self._a_node()
-        if task_id is not None:
-            self._change(self._ledger.replays, node, "replay", task_id, **self._replayed_part())
-
-    def _replayed_part(self) -> dict[str, str]:
-        # A named step may be replayed even after its success.
-        return {"step": self._draws.choice(["only", "top", "join"])} if self._draws.random() < 0.3 else {}
+        """Often at two nodes, which may not hear each other. A step that is named may be replayed after its success."""
+        task_id = self._a_task()
+        if task_id is None:
+            return
+        part = {"step": self._draws.choice(["only", "only", "top", "join"])} if self._draws.random() < 0.7 else {}
+        for node in self._draws.sample(self._nodes, self._draws.choice([1, 2])):
+            self._change(self._ledger.replays, node, "replay", task_id, **part)
 
     def _look(self) -> None:
         task_id, node = self._a_task(), self._a_node()
