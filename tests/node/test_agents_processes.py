@@ -117,7 +117,7 @@ async def test_ending_takes_the_whole_tree(processes, tmp_path):
 
 async def test_ending_twice_and_after_the_end_is_harmless(processes):
     process = await start(processes, "true")
-    await trio.sleep(0.1)
+    assert (await process.wait()).ok
     assert (await process.end(softly=True)).ok
     assert (await process.end(softly=False)).ok
 
