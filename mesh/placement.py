@@ -31,7 +31,7 @@ class Offer:
     def misses(self, requirement: Requirement) -> str | None:
         """Why this node may not do the work, in words for an operator; None when it may."""
         if requirement.node is not None and requirement.node != self.node:
-            return f"asks for node {requirement.node}"
+            return f"is not node {requirement.node}"
         if requirement.ability not in self.abilities:
             return f"has no agent {requirement.ability}"
         for name, wanted in sorted(requirement.labels.items()):

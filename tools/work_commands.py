@@ -214,7 +214,10 @@ def _replay(
     session: Session,
     task_id: TaskId,
     step: Annotated[
-        str | None, typer.Option("--step", metavar="NAME", help="Only this step; default: every step that failed.")
+        str | None,
+        typer.Option(
+            "--step", metavar="NAME", help="Only this step, even one that succeeded; default: all that failed."
+        ),
     ] = None,
 ) -> int:
     """Run failed or cancelled steps again."""

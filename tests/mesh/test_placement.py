@@ -38,6 +38,6 @@ def test_an_offer_names_what_it_misses():
 
     assert offer.misses(Requirement(ability="echo")) is None
     assert offer.misses(Requirement(ability="gpu")) == "has no agent gpu"
-    assert offer.misses(Requirement(ability="echo", node="b")) == "asks for node b"
+    assert offer.misses(Requirement(ability="echo", node="b")) == "is not node b"
     assert offer.misses(Requirement(ability="echo", labels={"site": "south"})) == "has not the label site=south"
     assert able([offer], Requirement(ability="echo", node="a", labels={"site": "north"})) == ["a"]
