@@ -103,7 +103,7 @@ class Verdicts:
                 "made anew, restart this node once; if another copy of it runs, stop one of them"
             )
         elif record.life == self._own.life and record.body.process != self._own.current.body.process:
-            detail = f"another process runs as {name} at {record.address}: stop one of them"
+            detail = f"another process runs as {name} at {record.address}: stop one, and restart the other"
         else:
             return
         self._outbox.emit(SelfConflict(detail, boot))

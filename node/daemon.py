@@ -1,7 +1,7 @@
 """`relaymesh-node`: start a node on this host, and stop it in order.
 
-Nothing is written before everything that could be refused has been checked: flags, settings, identity, ports, then the
-database. Every refusal is one line on standard error that says what to do.
+Nothing is written before flags, settings, ports, agent files and the identity were found good; the database, which the
+identity is needed for, is checked last. Every refusal is one line on standard error that says what to do.
 """
 
 from __future__ import annotations
