@@ -131,7 +131,9 @@ def _create_step(
     epoch: int,
 ) -> None:
     key = step_id(task_id, step.name)
-    base = tx.get("steps", namespace, key) if task_generation else None
+    base = tx.get("steps", namespace, key)
+    if base is not None and not base.deleted and base.integer("task_generation") >= task_generation:
+        return  # it came here before its task did, and belongs to the owner that it names
     inline, reference = store_payload(tx, namespace, step.payload)
     tx.put(
         "steps",

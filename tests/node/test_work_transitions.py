@@ -45,6 +45,22 @@ async def test_the_same_submit_again_is_the_same_task_and_writes_nothing(a):
     assert a.store.vector == vector
 
 
+@pytest.mark.parametrize("has_ended", [False, True])
+async def test_a_submit_leaves_steps_that_came_before_their_task_to_their_owner(pair, has_ended):
+    # A claim's row fits a datagram, which may overtake the pull that brings the task and a large input.
+    a, b = pair
+    task_id = await a.one()
+    claimed = await a.claim(await a.step(task_id))
+    if has_ended:
+        await a.finish(claimed)
+    theirs = await a.step(task_id)
+    await b.store.write(lambda tx: tx.merge(theirs), remote=True)
+
+    assert await b.one() == task_id
+    assert await b.step(task_id) == theirs
+    assert await b.queued() == {}
+
+
 async def test_a_key_with_another_definition_is_a_conflict_that_names_its_task(a):
     first = await a.one(payload=b"1")
     with pytest.raises(ConflictError, match=first):
