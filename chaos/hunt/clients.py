@@ -18,6 +18,7 @@ from mesh.errors import RelayMeshError
 _ACTIONS = ("single", "diamond", "twice", "cancel", "replay", "look")
 _WEIGHTS = (8, 3, 3, 2, 2, 12)
 PAUSE_MAX_S = 0.25
+WATCH_EVERY_S = 0.02
 RECENT = 60
 """Cancels, replays and looks choose among this many latest tasks."""
 
@@ -97,6 +98,13 @@ class Client:
             (action,) = self._draws.choices(_ACTIONS, _WEIGHTS)
             getattr(self, f"_{action}")()
             stop.wait(self._draws.uniform(0, PAUSE_MAX_S))
+
+    def watch(self, node: str, stop: threading.Event) -> None:
+        """Look at one node all the time: what it shows for a moment only must be seen, too."""
+        while not stop.wait(WATCH_EVERY_S):
+            task_id = self._a_task()
+            if task_id is not None:
+                self.look_at(node, task_id)
 
     # --- what it does ---
 

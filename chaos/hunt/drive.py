@@ -108,6 +108,9 @@ def _clients(cluster: Cluster, ledger: Ledger, journal: Path, seed: int) -> Iter
     stop = threading.Event()
     clients = [Client(cluster, ledger, journal, name=f"c{number}", seed=seed) for number in range(CLIENTS)]
     threads = [threading.Thread(target=client.run, args=(stop,), daemon=True) for client in clients]
+    for node in cluster.nodes:
+        watcher = Client(cluster, ledger, journal, name=f"watcher of {node}", seed=seed)
+        threads.append(threading.Thread(target=watcher.watch, args=(node, stop), daemon=True))
     for thread in threads:
         thread.start()
     try:
