@@ -343,7 +343,7 @@ def _record_refused(tx: Transaction, claimed: Row, outcome: Outcome, me: str) ->
         result=preview(outcome.result),
         error=outcome.error[:256],
         winner=winner.text("owner") if winner is not None else None,
-        winner_fence=Fence.of(winner, winner.text("owner")).encode() if winner is not None else None,
+        winnerFence=Fence.of(winner, winner.text("owner")).encode() if winner is not None else None,
         why="its lease had moved before the result could be committed",
     )
 
@@ -656,7 +656,7 @@ def record_superseded(tx: Transaction, before: Row, after: Row, *, me: str) -> N
         outcome=before.text("status"),
         result=preview(before.blob("result") or before.text("result_ref").encode()),
         winner=after.text("owner"),
-        winner_fence=Fence.of(after, after.text("owner")).encode(),
+        winnerFence=Fence.of(after, after.text("owner")).encode(),
         why="another node's result won the merge"
         if before.generation == after.generation
         else "the step was replayed by a node that had not seen it",
