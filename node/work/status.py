@@ -31,7 +31,7 @@ def is_runnable(step: Row, by_name: Mapping[str, Row]) -> bool:
 
 
 def task_status(steps: Iterable[Row]) -> Status:
-    """The fold of DESIGN section 6, first match:
+    """The status of a task, the first of these that matches:
 
     all SUCCESS; any RUNNING; any RETRYING; any runnable PENDING; any DEAD_LETTER; else CANCELLED. A step that waits for
     a parent which will never succeed counts for nothing: it is blocked, and the parent's end is the task's end.
