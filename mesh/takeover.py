@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 LOST_LEASES_MAX = 5
-"""So many leases whose owner's process ended during the run mark the work as poison: fewer may be bad luck, more would let one step empty the mesh."""
+"""So many leases whose owner's process ended during the run mark the work as poison.
+
+Fewer may be bad luck; many more would let one piece of work empty the mesh.
+"""
 
 TICKS_PER_PLACE = 3
 """Candidate number k waits 3k gossip ticks for an earlier one's row: a rumor reaches everyone in about three."""
