@@ -9,6 +9,7 @@ from typing import Any
 import trio
 
 from mesh.errors import ConfigError, UnavailableError
+from mesh.placement import Requirement, able
 from mesh.rows import Row
 from node.admin.arguments import Arguments
 from node.node import Node
@@ -122,8 +123,20 @@ class WorkCommands:
             "traceId": submitted.trace_id,
             "replicated": len(replicated),
             "replicasWanted": replicas,
-            "message": _submit_message(submitted.deduplicated, len(replicated), replicas),
+            "message": _submit_message(submitted.deduplicated, len(replicated), replicas) + self._will_wait(definition),
         }
+
+    def _will_wait(self, definition: Definition) -> str:
+        """A word about a step that no member can run now: it is accepted, but a typing error should show at once."""
+        mine = self._node.offer()
+        for step in definition.steps:
+            requirement = Requirement(ability=step.agent, node=step.node, labels=step.labels)
+            # Our own offer first: it is at hand, and in most submits the answer.
+            if mine.misses(requirement) is None:
+                continue
+            if not able(self._node.ownership.offers(), requirement):
+                return f"; no member can run step {step.name!r} now, it waits for one that can (see explain)"
+        return ""
 
     def _check_agents(self, names: Sequence[str]) -> None:
         """Refuse an agent that no node of this mesh ever announced: a typing error would wait for ever."""

@@ -313,6 +313,16 @@ async def test_a_task_that_is_not_known_here_is_not_found(world, autojump_clock,
         await a.admin(command, taskId="tsk_x")
 
 
+async def test_a_submit_that_no_member_can_run_now_says_so(world, autojump_clock):
+    a = await start(world)
+
+    pinned = await a.admin("submit", agent="echo", input="x", node="nobody")
+    labelled = await a.admin("submit", agent="echo", input="x", labels={"site": "moon"})
+
+    assert "no member can run step 'echo' now" in pinned["message"]
+    assert "no member can run step 'echo' now" in labelled["message"]
+
+
 async def test_limits_refuse_a_submit_before_anything_is_stored(world, autojump_clock):
     a = await start(world, payload_max_bytes=100, submit_max_bytes=150, steps_per_task_max=2)
     await a.submit(input="x" * 100)
