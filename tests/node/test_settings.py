@@ -135,8 +135,8 @@ def test_settings_that_contradict_each_other_are_refused(path, low, high):
 
 
 def test_broken_json_names_line_and_column(path):
-    path.write_text('{\n  "maxAttempts": 3,\n}')
-    assert "line 3, column 1" in refusal(path)
+    path.write_text('{\n  "maxAttempts": 3\n  "agentMemoryMb": 64\n}')
+    assert "line 3, column 3" in refusal(path)
     path.write_bytes(b"\xff\xfe{")
     assert "not UTF-8" in refusal(path)
     path.write_text("[1]")
