@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from chaos.processes import Cluster
+from chaos.real.processes import Cluster
 from mesh.errors import RelayMeshError, UnavailableError
 from tools.demo_job import AGENTS_FILE, MERGE_STEP, cut_batches, plain_result, scripts_json, select_files, workflow
 from tools.demo_view import PlainView, Snapshot, View, make_view

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from chaos.firewall import Firewall, available
-from chaos.processes import Cluster, leftovers, source_path, wait_until
+from chaos.real.firewall import Firewall, available
+from chaos.real.processes import Cluster, leftovers, source_path, wait_until
 from mesh.errors import RelayMeshError
 from mesh.profiles import LOCAL
 

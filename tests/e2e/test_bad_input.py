@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.processes import node_command, source_path, wait_until
+from chaos.real.processes import node_command, source_path, wait_until
 from mesh.errors import ConfigError, LimitError, RelayMeshError
 from mesh.ids import make_life, node_tag
 from mesh.sealing import Sealer

@@ -5,7 +5,7 @@ import sqlite3
 
 import pytest
 
-from chaos.processes import wait_until
+from chaos.real.processes import wait_until
 from mesh.errors import UnavailableError
 from node import identity_files
 

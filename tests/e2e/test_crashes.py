@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.processes import wait_until
+from chaos.real.processes import wait_until
 from mesh.errors import RelayMeshError
 
 ROUNDS = 4

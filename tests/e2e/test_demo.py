@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.processes import source_path, wait_until
+from chaos.real.processes import source_path, wait_until
 
 CODE = "import sys; from tools.cli import main; sys.exit(main())"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from chaos.hunt.drive import hunt
+from chaos.real.hunt.drive import hunt
 
 SEEDS = range(1, 21)
 

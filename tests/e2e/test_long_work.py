@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from chaos.processes import wait_until
+from chaos.real.processes import wait_until
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import time
 
-from chaos.processes import wait_until
+from chaos.real.processes import wait_until
 
 
 def test_all_members_are_known_everywhere_within_three_seconds_of_the_last_start(make_mesh):

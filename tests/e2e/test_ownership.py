@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from chaos.processes import wait_until
+from chaos.real.processes import wait_until
 
 # The class of one node that has the agent `special`, and two that do not.
 HAS_SPECIAL = "b"

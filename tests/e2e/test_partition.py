@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from chaos.processes import wait_until
+from chaos.real.processes import wait_until
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import json
 
-from chaos.processes import wait_until
+from chaos.real.processes import wait_until
 
 
 def test_a_late_result_does_not_win_and_shows_as_superseded(mesh, runs, ends):

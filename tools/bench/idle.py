@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chaos.processes import Cluster
+from chaos.real.processes import Cluster
 from tools.bench import machine
 from tools.bench.report import Report, make_report
 from tools.bench.tasks import wait_for_each_other

@@ -9,7 +9,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from chaos.processes import Cluster
+from chaos.real.processes import Cluster
 from tools.bench import machine
 from tools.bench.load import LoadResult, drive, encode_request
 from tools.bench.report import Report, latency_us, make_report

@@ -15,7 +15,7 @@ from typing import Any
 
 import apsw
 
-from chaos.processes import Cluster, wait_until
+from chaos.real.processes import Cluster, wait_until
 from node.admin_client import AdminClient, LocalTarget
 from tools.bench import machine
 from tools.bench.load import LoadResult, drive

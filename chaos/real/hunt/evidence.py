@@ -9,7 +9,7 @@ from pathlib import Path
 
 import apsw
 
-from chaos.hunt.clients import Ledger
+from chaos.real.hunt.clients import Ledger
 from mesh.rows import Row
 from node.storage.database import open_connection
 from node.storage.origins import OriginTable

@@ -5,7 +5,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chaos.hunt.faults import CUTS_MAX, KINDS, schedule
+from chaos.real.hunt.faults import CUTS_MAX, KINDS, schedule
 
 NODES = ["n1", "n2", "n3", "n4"]
 seeds = st.integers(0, 2**32)

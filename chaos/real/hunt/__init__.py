@@ -5,7 +5,7 @@
 - `agents`:  the Python agent of a hunt, which leaves a line for each run before it does anything else
 - `evidence`: what is left when all is quiet: rows, journals, answers, logs
 - `verdict`: the promises, each a function from evidence to violations
-- `drive`:   one hunt from start to verdict; `python -m chaos.hunt` runs many
+- `drive`:   one hunt from start to verdict; `python -m chaos.real.hunt` runs many
 
 The seed fixes what is tried and when. Real processes answer in their own time: the same seed makes a like run, not the
 same one.

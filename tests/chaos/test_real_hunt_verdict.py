@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from chaos.hunt.clients import Acknowledged, Asked, Ledger, Refusal, Sight
-from chaos.hunt.evidence import AgentRun, Evidence, Replica
-from chaos.hunt.verdict import START_S, judge
+from chaos.real.hunt.clients import Acknowledged, Asked, Ledger, Refusal, Sight
+from chaos.real.hunt.evidence import AgentRun, Evidence, Replica
+from chaos.real.hunt.verdict import START_S, judge
 from mesh.fences import Fence
 from mesh.ids import Origin
 from mesh.rows import Row

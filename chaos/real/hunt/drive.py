@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaos.firewall import Firewall, available
-from chaos.hunt import agents
-from chaos.hunt.clients import Client, Ledger
-from chaos.hunt.evidence import Evidence, bad_lines, damage, read_journals, read_replica
-from chaos.hunt.faults import Trouble, schedule
-from chaos.hunt.verdict import Violation, judge
-from chaos.processes import Cluster, leftovers, wait_until
+from chaos.real.firewall import Firewall, available
+from chaos.real.hunt import agents
+from chaos.real.hunt.clients import Client, Ledger
+from chaos.real.hunt.evidence import Evidence, bad_lines, damage, read_journals, read_replica
+from chaos.real.hunt.faults import Trouble, schedule
+from chaos.real.hunt.verdict import Violation, judge
+from chaos.real.processes import Cluster, leftovers, wait_until
 from mesh.errors import RelayMeshError
 from node.work.tables import Status
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from chaos import firewall
-from chaos.firewall import Firewall, sweep
+from chaos.real import firewall
+from chaos.real.firewall import Firewall, sweep
 from mesh.errors import ConfigError
 
 pytestmark = pytest.mark.skipif(firewall.available() is not None, reason=f"no firewall cuts: {firewall.available()}")
@@ -131,7 +131,7 @@ def test_the_table_goes_with_its_block_even_when_cuts_are_open():
 
 def test_the_table_of_a_killed_process_is_swept_and_the_tables_of_living_ones_stay(walls):
     code = (
-        "import os; from chaos.firewall import Firewall; "
+        "import os; from chaos.real.firewall import Firewall; "
         "walls = Firewall(); walls.__enter__(); print(walls.table, flush=True); os.kill(os.getpid(), 9)"
     )
     died = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from chaos import processes
-from chaos.processes import Cluster, leftovers, wait_until
+from chaos.real import processes
+from chaos.real.processes import Cluster, leftovers, wait_until
 from mesh.errors import ConfigError, UnavailableError
 
 STAND_IN = """
@@ -82,7 +82,7 @@ def test_killing_the_process_that_holds_the_cluster_ends_its_nodes(tmp_path):
     holder = f"""
 import sys, time
 from pathlib import Path
-from chaos import processes
+from chaos.real import processes
 processes.node_command = lambda: [{sys.executable!r}, "-S", {str(tmp_path / "stand_in.py")!r}]
 cluster = processes.Cluster(Path({str(tmp_path / "held")!r}), ["a"])
 cluster.start()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chaos.hunt.evidence import Evidence, Replica
+from chaos.real.hunt.evidence import Evidence, Replica
 from mesh.fences import Fence
 from mesh.rows import Row
 from node.work.history import Action

@@ -1,4 +1,4 @@
-"""`python -m chaos.hunt`: many hunts, one seed after the other; exits 1 when one found something.
+"""`python -m chaos.real.hunt`: many hunts, one seed after the other; exits 1 when one found something.
 
 A hunt that found nothing leaves nothing. Of the others the directory stays, with databases, logs and journals.
 """
@@ -11,12 +11,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from chaos.hunt.drive import hunt
+from chaos.real.hunt.drive import hunt
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the hunts that the command line asks for, and print what each found."""
-    parser = argparse.ArgumentParser(prog="python -m chaos.hunt", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m chaos.real.hunt", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="the first seed (1)")
     parser.add_argument("--hunts", type=int, default=1, help="how many seeds from there on (1)")
     parser.add_argument("--seconds", type=float, default=25.0, help="how long faults and clients go on (25)")

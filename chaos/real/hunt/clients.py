@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chaos.hunt.agents import MAX_ATTEMPTS
-from chaos.processes import Cluster
+from chaos.real.hunt.agents import MAX_ATTEMPTS
+from chaos.real.processes import Cluster
 from mesh.errors import RelayMeshError
 
 _ACTIONS = ("single", "diamond", "twice", "cancel", "replay", "look")

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from chaos.firewall import Cut, Firewall
-from chaos.processes import Cluster
+from chaos.real.firewall import Cut, Firewall
+from chaos.real.processes import Cluster
 from mesh.errors import ConfigError, RelayMeshError
 
 _WEIGHTS = {"kill": 10, "blackout": 1, "pause": 8, "stop": 4, "cut": 8, "one-way": 6, "bump": 2}
