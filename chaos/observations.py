@@ -1,0 +1,183 @@
+"""What is seen of a world while it runs: the sealed set of things that invariants, coverage and reports hear.
+
+The world tells each in the moment it happens, in one order. Rows are versions as they were committed, never later looks.
+Times are milliseconds from the moment when the mesh was whole; negative ones lie before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from chaos.scenario import Fault
+from mesh.effects import MemberChanged
+from mesh.ids import Origin
+from mesh.rows import Row
+from mesh.version_vector import VersionVector
+from node.env import Job
+from node.storage.transaction import Change
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """Base of everything that is seen."""
+
+    at_ms: float
+    host: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostStarted(Seen):
+    """A node's process took up work. `life` orders the starts of one node id (see mesh.ids.make_life)."""
+
+    life: int
+    origin: Origin
+    integrity: str = "ok"
+    """What SQLite's integrity_check said of the database that it found."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostEnded(Seen):
+    """A node's process is gone. `durable_lost`: its disk may have lost synced data (lied, was wiped or rolled back)."""
+
+    how: str
+    """`kill`, `stop`, `power-cut`, or `failed` when it ended by itself, which is a violation in itself."""
+    durable_lost: bool = False
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed(Seen):
+    """A commit returned. `changes` are the row versions that became current here, in order; `written` those that this
+    node stamped itself (its own writes), per request."""
+
+    changes: tuple[Change, ...]
+    written: tuple[tuple[Row, ...], ...]
+    synced: bool
+    """Whether the disk really has it: False when anything was still unsynced as the commit returned."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Seen):
+    """An agent began an attempt under `job.fence`."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded(Seen):
+    """It ended: `outcome` is a kind of `node.env.Outcome`, or `killed` with its node or by a cancel."""
+
+    job: Job
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkWrite(Seen):
+    """A run wrote to the outside service that checks fences; refused when it had seen a higher one of that step."""
+
+    step_id: str
+    fence: str
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientAsked(Seen):
+    """A client sent a request to `host`. `call` numbers requests."""
+
+    call: int
+    command: str
+    args: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientAnswered(Seen):
+    """What the client heard: an answer, or the name and text of an error. Both empty: nothing in time, so unknown."""
+
+    call: int
+    command: str
+    args: Mapping[str, Any]
+    answer: Any = None
+    error: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberSeen(Seen):
+    """`host` changed its mind about a member."""
+
+    change: MemberChanged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultBegan(Seen):
+    """A fault began."""
+
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultEnded(Seen):
+    """A fault ended."""
+
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Healed(Seen):
+    """All faults are over, every host was started again, clients ask nothing new: the liveness phase begins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled(Seen):
+    """All work has ended and all replicas agree: from here on a mesh must be idle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled(Seen):
+    """A look at one running node between two of its transactions."""
+
+    memory_vector: VersionVector
+    stored_vector: VersionVector
+    sums: Mapping[Origin, Any]
+    """Count and digest sum per origin, as `verify` compares them."""
+    levels: Mapping[str, int]
+    """Sizes of queues and caches, by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logged(Seen):
+    """A node logged a warning or worse."""
+
+    level: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """All of one node at the end."""
+
+    rows: Mapping[tuple[str, str, str], Row]
+    """Current version by (table, namespace, key)."""
+    vector: VersionVector
+    sums: Mapping[Origin, Any]
+    quarantine: Sequence[tuple[Any, ...]]
+    queued: Mapping[str, str]
+    """Steps in the local queue: step id to namespace."""
+    members: Mapping[str, str]
+    """Status of every member it knows, itself included."""
+    views: Mapping[str, Any] = field(default_factory=dict)
+    """Answer to `task` for every accepted task, by task id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """The world after the liveness phase. `settled_ms` is None when it did not settle within the bound."""
+
+    replicas: Mapping[str, Replica]
+    healed_ms: float
+    settled_ms: float | None
+    settle_s: float
+    unsettled: str = ""
+    """What was still open then, in words."""
