@@ -125,6 +125,8 @@ class Disk(Protocol):
     root: Path
     vfs: str
     """Name of the registered SQLite VFS; the empty string is the system's own."""
+    shared_memory: bool
+    """Whether several connections may use one database through it. A simulated disk has one connection a database."""
 
     def free_bytes(self) -> int:
         """Bytes that this node may still write."""

@@ -45,6 +45,7 @@ class LocalDisk:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.vfs = ""
+        self.shared_memory = True
 
     def free_bytes(self) -> int:
         """Bytes that an ordinary user may still write where the root is."""

@@ -70,13 +70,12 @@ class Store:
         *,
         node_id: str,
         path: Path,
-        single_connection: bool = False,
         migrations: Sequence[Migration] | None = None,
     ) -> None:
-        """`single_connection` reads over the writing connection, for a VFS without shared memory."""
+        """Without shared memory on its disk, it reads over the writing connection."""
         self._env = env
         self._path = path
-        self._single_connection = single_connection
+        self._single_connection = not env.disk.shared_memory
         self._tables = tuple(tables)
         self._writer = Writer(
             path,
@@ -85,7 +84,7 @@ class Store:
             load_migrations() if migrations is None else migrations,
             node_id=node_id,
             entropy=env.entropy,
-            exclusive=single_connection,
+            exclusive=self._single_connection,
         )
         self._hooks: dict[str, list[Hook]] = {}
         self._commit_callbacks: list[Callable[[Commit], None]] = []

@@ -78,6 +78,7 @@ class TestDisk:
 
     root: Path
     vfs: str = ""
+    shared_memory: bool = True
     boot_id: str = "kernel-1"
 
     def free_bytes(self) -> int:

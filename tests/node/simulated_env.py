@@ -134,6 +134,7 @@ class BreakableVfs(apsw.VFS):
 class HostDisk:
     root: Path
     vfs: str = ""
+    shared_memory: bool = True
     free: int = 1 << 40
 
     def free_bytes(self) -> int:

@@ -281,7 +281,8 @@ async def test_select_takes_conditions_order_and_limit(world):
 
 
 async def test_one_connection_serves_reads_and_writes_when_the_disk_has_no_shared_memory(world):
-    async with world.opened(single_connection=True) as store:
+    world.disk.shared_memory = False
+    async with world.opened() as store:
         row = await store.write(put_note("k", text="a"))
         assert await store.read(lambda reader: reader.get("notes", "default", "k")) == row
         assert not (world.root / "relaymesh.db-shm").exists()
