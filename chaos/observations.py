@@ -1,6 +1,7 @@
 """What is seen of a world while it runs: the sealed set of things that invariants, coverage and reports hear.
 
-The world tells each in the moment it happens, in one order. Rows are versions as they were committed, never later looks.
+The world tells each in the moment it happens, in one order. Rows are versions as they were committed, never looked up
+later.
 Times are milliseconds from the moment when the mesh was whole; negative ones lie before.
 """
 
@@ -42,7 +43,8 @@ class HostEnded(Seen):
     """A node's process is gone. `durable_lost`: its disk may have lost synced data (lied, was wiped or rolled back)."""
 
     how: str
-    """`kill`, `stop`, `power-cut`, or `failed` when it ended by itself, which is a violation in itself."""
+    """`kill`, `stop`, `power-cut`; `refused` when it ended at its start with a word for the operator, who has it started
+    again soon; `failed` when it ended by itself in any other way, which is a violation in itself."""
     durable_lost: bool = False
     detail: str = ""
 

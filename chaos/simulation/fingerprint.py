@@ -26,12 +26,23 @@ class Fingerprint(trio.abc.Instrument):
         self._tell = tell
         self._hash = hashlib.blake2b(digest_size=16)
         self._waiting = bytearray()
+        self._numbers: dict[trio.lowlevel.Task, int] = {}
+        self._spawned = 0
         self.steps = 0
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        """Part of Trio's interface for instruments. Many tasks have one name; their numbers tell them apart."""
+        self._spawned += 1
+        self._numbers[task] = self._spawned
+
+    def task_exited(self, task: trio.lowlevel.Task) -> None:
+        """Part of Trio's interface for instruments."""
+        self._numbers.pop(task, None)
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         """Part of Trio's interface for instruments."""
         self.steps += 1
-        self.note(f"{task.context.get(HOST, '')} {task.name}", b"")
+        self.note(f"{task.context.get(HOST, '')} {task.name} {self._numbers.get(task)}", b"")
 
     def note(self, what: str, content: bytes) -> None:
         """Something happened now."""

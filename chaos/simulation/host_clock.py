@@ -16,7 +16,8 @@ class HostClock:
 
     def __init__(self, heap: EventHeap, process: Process, *, skew_s: float = 0.0, drift_ppm: float = 0.0) -> None:
         self._heap = heap
-        self._process = process
+        self.process = process
+        """The one that sleeps by this clock now."""
         self._offset_s = skew_s
         self._rate = 1.0 + drift_ppm / 1e6
         self._true_s = heap.now
@@ -35,7 +36,7 @@ class HostClock:
 
     async def sleep(self, seconds: float) -> None:
         """Sleep this long by the host's own quartz."""
-        await self._process.live(trio.sleep, max(0.0, seconds) / self._rate)
+        await self.process.live(trio.sleep, max(0.0, seconds) / self._rate)
 
     # --- what faults do ---
 

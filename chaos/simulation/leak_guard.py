@@ -61,7 +61,8 @@ def _clock(name: str, original: Callable[[], float]) -> Callable[[], float]:
 
 _REFUSED: tuple[tuple[object, str, tuple[str, ...]], ...] = (
     (os, "os", ("urandom", "getrandom")),
-    (socket, "socket", ("socket", "create_connection", "socketpair", "getaddrinfo")),
+    (socket.socket, "socket.socket", ("__init__",)),
+    (socket, "socket", ("create_connection", "socketpair", "getaddrinfo")),
     (threading.Thread, "threading.Thread", ("start",)),
     (time, "time", ("sleep",)),
     (
@@ -83,7 +84,7 @@ _REFUSED: tuple[tuple[object, str, tuple[str, ...]], ...] = (
             "seed",
         ),
     ),
-    (trio, "trio", ("open_process", "open_file")),
+    (trio, "trio", ("run_process", "open_file")),
     (trio.to_thread, "trio.to_thread", ("run_sync",)),
 )
 _CLOCKS = ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "clock_gettime")

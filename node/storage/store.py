@@ -150,6 +150,16 @@ class Store:
                 await self._env.reader_thread.run(lambda: reader.close(True))
             await self._env.writer_thread.run(self._writer.close)
 
+    def abandon(self) -> None:
+        """Let go of the database as a process does that is killed: nothing is told to the disk on purpose."""
+        self._accepting = False
+        self._closed = True
+        self._env.reader_thread.close()
+        self._env.writer_thread.close()
+        if self._reader_connection is not None:
+            self._reader_connection.close(True)
+        self._writer.abandon()
+
     def on_commit(self, callback: Callable[[Commit], None]) -> None:
         """Call this in the Trio thread after each commit that changed something. It must not block, nor raise."""
         self._commit_callbacks.append(callback)

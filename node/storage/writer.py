@@ -82,6 +82,7 @@ class Writer:
         self._exclusive = exclusive
         self._marker = MarkerFile(path, vfs)
         self._must_reload = False
+        self._connection: apsw.Connection | None = None
         self.wal_pages = 0
         """Pages in the write-ahead log, as of the last commit."""
         self.is_dirty = False
@@ -89,7 +90,7 @@ class Writer:
 
     def open(self, hooks: dict[str, list[Hook]], kernel_boot_id: str, now_ms: int) -> VersionVector:
         """Open, check and upgrade the database, settle who we are, and return what it has seen. Raises ConfigError."""
-        connection = open_connection(self._path, self._vfs, exclusive=self._exclusive)
+        connection = self._connection = open_connection(self._path, self._vfs, exclusive=self._exclusive)
         try:
             self._check(connection)
             connection.execute("BEGIN IMMEDIATE")
@@ -353,3 +354,8 @@ class Writer:
             ledger.count("commit_failures")  # the next start then checks what it finds
         finally:
             ledger.connection.close(True)
+
+    def abandon(self) -> None:
+        """Close the connection without a word to the database, as the kernel does for a killed process."""
+        if self._connection is not None:
+            self._connection.close(True)

@@ -1,0 +1,157 @@
+"""Clients of a simulated mesh: each draws what to do next, asks some host, and remembers what it was told."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import trio
+
+from chaos.observations import ClientAnswered, ClientAsked
+from chaos.simulation.executor import AGENT, POISON, Work
+from chaos.simulation.world import World
+from mesh.errors import RelayMeshError
+
+import msgspec
+
+ANSWER_S = 8.0
+"""A client that has heard nothing for so long does not know."""
+RECENT = 30
+"""Cancels, replays and looks choose among this many latest tasks."""
+MAX_ATTEMPTS = 4
+_LONG_SHARE, _LONG_FACTOR = 0.1, 10
+_PADS = (0, 0, 0, 300, 5_000)
+"""Small rows travel in datagrams, larger ones by pulls, the largest beside their row."""
+
+
+class Workload:
+    """All clients of one world."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._spec = world.scenario.workload
+        self._calls = 0
+        self.accepted: dict[str, None] = {}
+        """Tasks that some host acknowledged, in order."""
+        self.submits = 0
+
+    async def run(self) -> None:
+        """Have all clients work until cancelled."""
+        if not self._spec.rate:
+            return
+        async with trio.open_nursery() as nursery:
+            for number in range(self._spec.clients):
+                nursery.start_soon(self._client, f"client {number}")
+
+    async def _client(self, name: str) -> None:
+        draws = self._world.stream(name)
+        every_s = self._spec.clients / self._spec.rate
+        keys = 0
+        while True:
+            await trio.sleep(draws.expovariate(1 / every_s))
+            roll = draws.random()
+            # The draw is made whether or not it can be used, so that one answer more does not change all that follows.
+            picked = draws.random()
+            host = self._host(draws)
+            if roll < self._spec.cancel_share:
+                await self._change(host, "cancel", picked, mode=draws.choice(["hard", "soft"]))
+            elif roll < self._spec.cancel_share + self._spec.replay_share:
+                await self._change(host, "replay", picked)
+                if draws.random() < 0.3:
+                    await self._change(self._host(draws), "replay", picked)
+            elif roll < 0.6:
+                keys += 1
+                await self._submit(draws, host, f"{name} {keys}")
+            else:
+                await self._look(host, picked)
+
+    def _host(self, draws: random.Random) -> str:
+        return draws.choice(self._world.scenario.node_names())
+
+    def _task(self, picked: float) -> str | None:
+        recent = list(self.accepted)[-RECENT:]
+        return recent[int(picked * len(recent))] if recent else None
+
+    async def _submit(self, draws: random.Random, host: str, key: str) -> None:
+        args = self._definition(draws) | {"idempotencyKey": key}
+        if self._spec.replicas and draws.random() < 0.3:
+            args["replicas"] = self._spec.replicas
+        other = self._host(draws)
+        if draws.random() < self._spec.twice_share:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._submit_at, host, args)
+                nursery.start_soon(self._submit_at, other, args)
+        else:
+            await self._submit_at(host, args)
+
+    async def _submit_at(self, host: str, args: Mapping[str, Any]) -> None:
+        self.submits += 1
+        answer = await self.ask(host, "submit-workflow", args)
+        if answer is not None:
+            self.accepted[answer["taskId"]] = None
+
+    def _definition(self, draws: random.Random) -> dict[str, Any]:
+        if draws.random() < self._spec.poison_share:
+            return {"definition": {"steps": [{"id": "only", "agent": POISON}]}}
+        if draws.random() >= self._spec.diamond_share:
+            return {"definition": {"steps": [self._step(draws, "only", [])]}}
+        parents: dict[str, list[str]] = {"top": [], "left": ["top"], "right": ["top"], "join": ["left", "right"]}
+        return {"definition": {"steps": [self._step(draws, name, above) for name, above in parents.items()]}}
+
+    def _step(self, draws: random.Random, name: str, above: list[str]) -> dict[str, Any]:
+        run_s = draws.expovariate(1 / self._spec.run_s) if self._spec.run_s else 0.0
+        if draws.random() < _LONG_SHARE:
+            run_s *= _LONG_FACTOR
+        fails = draws.randint(1, MAX_ATTEMPTS - 1) if draws.random() < self._spec.fail_share else 0
+        doomed = draws.random() < self._spec.fail_share / 4
+        work = Work(run_s=round(run_s, 3), fails=fails, doomed=doomed, pad="x" * draws.choice(_PADS))
+        step: dict[str, Any] = {
+            "id": name,
+            "agent": AGENT,
+            "dependsOn": above,
+            "maxAttempts": MAX_ATTEMPTS,
+            "priority": draws.choice(["high", "normal"]),
+            "input": json.loads(msgspec.json.encode(work)),
+        }
+        if draws.random() < 0.1:
+            step["node"] = draws.choice(self._world.scenario.node_names())
+        return step
+
+    async def _change(self, host: str, command: str, picked: float, **args: Any) -> None:
+        task_id = self._task(picked)
+        if task_id is not None:
+            await self.ask(host, command, {"taskId": task_id, **args})
+
+    async def _look(self, host: str, picked: float) -> None:
+        task_id = self._task(picked)
+        if task_id is not None:
+            await self.ask(host, "task", {"taskId": task_id})
+
+    async def ask(self, host: str, command: str, args: Mapping[str, Any]) -> Any:
+        """The answer, or None. What was asked and heard is told to the world."""
+        world = self._world
+        self._calls += 1
+        call = self._calls
+        world.tell(ClientAsked(at_ms=world.now_ms(), host=host, call=call, command=command, args=args))
+        answer, error, text = None, "", ""
+        try:
+            answer = await world.hosts[host].call(command, args, ANSWER_S)
+        except RelayMeshError as refusal:
+            error, text = type(refusal).__name__, str(refusal)
+        except TimeoutError:
+            text = "no answer"
+        world.tell(
+            ClientAnswered(
+                at_ms=world.now_ms(),
+                host=host,
+                call=call,
+                command=command,
+                args=args,
+                answer=answer,
+                error=error,
+                text=text,
+            )
+        )
+        return answer
