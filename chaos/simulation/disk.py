@@ -150,7 +150,7 @@ class SimulatedDisk:
             self.operations += 1
             inode = self._names[path] = Inode()
             self._pending_names.append((self.operations, path, inode))
-            self._lose_power_now_and_then()
+            self._cut_when_due()
         return OpenFile(inode, self._mount)
 
     def stat(self, path: str) -> int | None:
@@ -169,13 +169,13 @@ class SimulatedDisk:
         self.operations += 1
         del self._names[path]
         self._pending_names.append((self.operations, path, None))
-        self._lose_power_now_and_then()
+        self._cut_when_due()
 
     def sync_names(self) -> None:
         """Make the names durable, as a sync of their directory does."""
         self._check_alive()
         self.operations += 1
-        self._lose_power_now_and_then()
+        self._cut_when_due()
         if not self.lying_sync:
             self._apply_names(len(self._pending_names))
 
@@ -207,7 +207,7 @@ class SimulatedDisk:
             offset -= offset % PAGE_BYTES
             data = bytes(content[offset : end + -end % PAGE_BYTES])
         inode.pending.append((self.operations, offset, data))
-        self._lose_power_now_and_then()
+        self._cut_when_due()
 
     def truncate(self, file: OpenFile, size: int) -> None:
         """Make the file so long; what is new reads as zeros."""
@@ -215,7 +215,7 @@ class SimulatedDisk:
         self.operations += 1
         apply_change(file.inode.content, size, None)
         file.inode.pending.append((self.operations, size, None))
-        self._lose_power_now_and_then()
+        self._cut_when_due()
 
     def sync(self, file: OpenFile) -> None:
         """Make the content durable; its name is `sync_names`' to make durable."""
@@ -225,7 +225,7 @@ class SimulatedDisk:
             raise _error(errno.EROFS)
         self.operations += 1
         self.syncs += 1
-        self._lose_power_now_and_then()
+        self._cut_when_due()
         if self.sync_errors:
             self.sync_errors -= 1
             keep_sectors(inode.durable, inode.pending, self._rng)
@@ -269,7 +269,7 @@ class SimulatedDisk:
         if self._rng.random() < self.io_error_share:
             raise _error(errno.EIO)
 
-    def _lose_power_now_and_then(self) -> None:
+    def _cut_when_due(self) -> None:
         # In the middle of an operation: what the drive has of it is for the crash image to say, as of all that is
         # pending. So a write is noted before this, and a sync makes things durable after it.
         if self.operations == self._cut_at:
@@ -357,11 +357,10 @@ class SimulatedDisk:
         self._apply_names(sum(number < torn for number, _, _ in self._pending_names))
         for inode in inodes:
             for number, offset, data in inode.pending:
-                if number == torn and data is not None:
-                    data = data[: torn_bytes(offset, len(data), rng)]
-                elif number >= torn:
-                    break
-                apply_change(inode.durable, offset, data)
+                if number < torn:
+                    apply_change(inode.durable, offset, data)
+                elif number == torn and data is not None and (arrived := torn_bytes(offset, len(data), rng)):
+                    apply_change(inode.durable, offset, data[:arrived])
 
     def _remount(self) -> None:
         self._mount += 1
