@@ -466,6 +466,7 @@ class Runtime:
         while True:
             self._due_changed = trio.Event()
             now_ms = self._store.physical_ms()
+            woken_ms = min(woken_ms, now_ms)  # the host's date may have gone back: what is due is due again
             try:
                 due_ms = await self._store.read(partial(next_due_ms, after_ms=woken_ms))
             except RelayMeshError as error:
