@@ -1,9 +1,10 @@
-"""The agent of a hunt. Nodes load this file by `--agents`; nothing else imports it."""
+"""The agent that the clients of a real mesh have run. Nodes load this file by `--agents`."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from mesh.fences import Fence
 from relaymesh import Context, Fail, Retry, agent
 
 MAX_ATTEMPTS = 4
-"""`faults` draws at most one failure less for a step that is to succeed in the end."""
+"""`clients` draws at most one failure less for a step that is to succeed in the end."""
 
 
 @agent("hunted", timeout_s=60, retry=Retry(max_attempts=MAX_ATTEMPTS, base_ms=50, max_ms=400))
@@ -21,6 +22,8 @@ def hunted(ctx: Context, payload: dict[str, Any]) -> str:
     # The node is read from the fence: a run under another node's lease must show as such.
     journal = Path(payload["journal"]) / Fence.decode(ctx.fence).node
     _note(journal, "start", ctx)
+    if payload.get("poison"):
+        _kill_the_node()
     time.sleep(payload["seconds"])
     if payload.get("crash") and ctx.attempt == 1:
         os._exit(1)
@@ -30,6 +33,17 @@ def hunted(ctx: Context, payload: dict[str, Any]) -> str:
         raise RuntimeError(f"fails until attempt {payload['fails'] + 1}")
     _note(journal, "end", ctx)
     return json.dumps({"step": ctx.step_id, "fence": ctx.fence, "pad": payload.get("pad", "")})
+
+
+def _kill_the_node() -> None:
+    """What no agent should be able to do, but a faulty driver or the kernel's hunt for memory does."""
+    pid = os.getpid()
+    while pid > 1:
+        process = Path("/proc", str(pid))
+        if b"--node-id" in (process / "cmdline").read_bytes().split(b"\0"):
+            os.kill(pid, signal.SIGKILL)
+            return
+        pid = int((process / "stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _note(journal: Path, word: str, ctx: Context) -> None:

@@ -1,15 +1,16 @@
-"""What is left of a hunt when all is quiet, and when every node has stopped: databases, journals, logs, answers."""
+"""What is left of a run when all is quiet, and when every node has stopped: databases, journals, logs, answers."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import apsw
 
-from chaos.real.hunt.clients import Ledger
+from chaos.real.clients import Ledger
 from mesh.rows import Row
 from node.storage.database import open_connection
 from node.storage.origins import OriginTable
@@ -24,6 +25,7 @@ Sums = tuple[int, int, int]
 
 _SQL = {table.name: table_sql(table) for table in WORK_TABLES}
 _BAD_LINE = re.compile(r"Traceback|\bERROR\b|\bCRITICAL\b|AssertionError")
+_FULL_DISK_LINE = re.compile(r"ERROR node\.node: the local store ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class AgentRun:
     fence: str
     at: float
     """Wall time."""
+    ended_at: float | None = None
+    """None when it did not come to an end that its agent could note."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,6 +76,8 @@ class Evidence:
     """Processes that lived on after their nodes had stopped."""
     log_lines: list[str] = field(default_factory=list)
     """What a healthy node never writes to its log."""
+    full_disks: frozenset[str] = frozenset()
+    """Nodes whose disk was full for a while. Such a node refuses to write, and says so."""
 
 
 def read_replica(database: Path) -> Replica:
@@ -115,20 +121,25 @@ def damage(database: Path) -> list[str]:
 
 def read_journals(directory: Path) -> list[AgentRun]:
     """Every run that an agent noted, by time."""
-    runs = []
+    runs: list[AgentRun] = []
     for journal in sorted(directory.iterdir()):
+        open_runs: dict[tuple[str, str], int] = {}
         for line in journal.read_text().splitlines():
             word, step_id, attempt, fence, at = line.split(" ")
             if word == "start":
+                open_runs[step_id, fence] = len(runs)
                 runs.append(AgentRun(step_id, journal.name, int(attempt), fence, float(at)))
+            elif (step_id, fence) in open_runs:
+                number = open_runs.pop((step_id, fence))
+                runs[number] = dataclasses.replace(runs[number], ended_at=float(at))
     return sorted(runs, key=lambda run: run.at)
 
 
-def bad_lines(logs: Iterable[Path]) -> list[str]:
-    """The lines of these logs that tell of a fault of our own."""
+def bad_lines(logs: Mapping[str, Path], *, full_disks: Collection[str] = ()) -> list[str]:
+    """The lines of these logs, by node, that tell of a fault of our own. With a full disk a node says that it fails."""
     return [
-        f"{log.name}: {line}"
-        for log in logs
+        f"{node}: {line}"
+        for node, log in logs.items()
         for line in log.read_text(errors="replace").splitlines()
-        if _BAD_LINE.search(line)
+        if _BAD_LINE.search(line) and not (node in full_disks and _FULL_DISK_LINE.search(line))
     ]

@@ -1,28 +1,27 @@
 """Cuts between addresses of this host, made by nftables, and proof that nothing crossed them.
 
-A cut drops packets where they *arrive*, so that a sender notices nothing, as on a real broken line. Two counters belong
-to each cut: what it stopped, and what passed from one side to the other all the same. Everything lives in one table
-whose name carries this process; no other rule of the host is touched, and tables of processes that died are swept away.
+A cut drops packets where they *arrive*, so that a sender notices nothing, as on a real broken line; a leaky one drops
+some of them. Two counters belong to each cut: what it stopped, and what passed from one side to the other all the same.
+Everything lives in one table whose name carries this process; no other rule of the host is touched, and tables of
+processes that died are swept away.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import json
-import os
-import re
 import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from chaos.real.owner_marks import is_stale, own_mark
 from mesh.errors import ConfigError, UnavailableError
 
-_TABLE = re.compile(r"relaymesh_(\d+)_(\d+)")
 _NFT_S = 10.0  # one call takes some 2 ms
+_SHARES = 10_000  # the finest share that is told apart from none
 
 
 def available() -> str | None:
@@ -60,11 +59,11 @@ class Cut:
         self.heal()
 
     def blocked(self) -> Traffic:
-        """What the cut stopped so far: above zero proves that somebody tried."""
+        """What it stopped so far: above zero proves that somebody tried."""
         return self._firewall.traffic(f"blocked_{self._number}")
 
     def crossed(self) -> Traffic:
-        """What passed between the two sides although they are cut: not one byte, or the cut is no cut."""
+        """What passed all the same. Unless only a share was to be stopped: not one byte, or the cut is no cut."""
         return self._firewall.traffic(f"crossed_{self._number}")
 
     def heal(self) -> None:
@@ -78,7 +77,7 @@ class Firewall:
     """A private nftables table for the time of its `with` block."""
 
     def __init__(self) -> None:
-        self.table = f"relaymesh_{os.getpid()}_{_started_at(os.getpid())}"
+        self.table = own_mark()
         self._cuts = 0
 
     def __enter__(self) -> Self:
@@ -96,20 +95,33 @@ class Firewall:
 
         Connections that are open already are cut too. Raises ConfigError for text that is no address.
         """
+        ours, theirs = _checked(here), _checked(there)
+        return self.drop(pair for a in ours for b in theirs for pair in ([(a, b)] if one_way else [(a, b), (b, a)]))
+
+    def drop(self, flows: Iterable[tuple[str, str]], *, share: float = 1.0) -> Cut:
+        """Stop packets from a first address to a second one, for each of these pairs; of them all only this share.
+
+        Raises ConfigError for text that is no address.
+        """
         self._cuts += 1
         number = self._cuts
-        flows = [_flow(here, there)] if one_way else [_flow(here, there), _flow(there, here)]
+        flow = _flow(flows)
+        # The kernel draws anew for every packet; a share of one needs no draw.
+        drawn = "" if share >= 1 else f"numgen random mod {_SHARES} < {round(share * _SHARES)} "
         table = f"inet {self.table}"
-        lines = [
-            f"add counter {table} blocked_{number}",
-            f"add counter {table} crossed_{number}",
-            # Two chains on one hook: what the first drops never reaches the second, which therefore counts leaks.
-            f"add chain {table} cut_{number} {{ type filter hook input priority -10; }}",
-            f"add chain {table} watch_{number} {{ type filter hook input priority 10; }}",
-        ]
-        lines += [f"add rule {table} cut_{number} {flow} counter name blocked_{number} drop" for flow in flows]
-        lines += [f"add rule {table} watch_{number} {flow} counter name crossed_{number}" for flow in flows]
-        _nft("\n".join(lines))
+        _nft(
+            "\n".join(
+                [
+                    f"add counter {table} blocked_{number}",
+                    f"add counter {table} crossed_{number}",
+                    # Two chains on one hook: what the first drops never reaches the second, which counts leaks.
+                    f"add chain {table} cut_{number} {{ type filter hook input priority -10; }}",
+                    f"add chain {table} watch_{number} {{ type filter hook input priority 10; }}",
+                    f"add rule {table} cut_{number} {flow} {drawn}counter name blocked_{number} drop",
+                    f"add rule {table} watch_{number} {flow} counter name crossed_{number}",
+                ]
+            )
+        )
         return Cut(self, number)
 
     def traffic(self, counter: str) -> Traffic:
@@ -133,34 +145,25 @@ def sweep() -> list[str]:
     swept = []
     for item in _nft_json("list tables"):
         name = item.get("table", {}).get("name", "")
-        owner = _TABLE.fullmatch(name)
-        if owner is not None and _started_at(int(owner[1])) != owner[2]:
+        if is_stale(name):
             _nft(f"delete table inet {name}")
             swept.append(name)
     return swept
 
 
-def _flow(sources: Iterable[str], destinations: Iterable[str]) -> str:
-    return f"ip saddr {_address_set(sources)} ip daddr {_address_set(destinations)}"
+def _flow(flows: Iterable[tuple[str, str]]) -> str:
+    pairs = [" . ".join(_checked(pair)) for pair in dict.fromkeys(flows)]
+    return "ip saddr . ip daddr { " + ", ".join(pairs) + " }"
 
 
-def _address_set(addresses: Iterable[str]) -> str:
+def _checked(addresses: Iterable[str]) -> list[str]:
     try:
         checked = [str(ipaddress.IPv4Address(address)) for address in addresses]
     except ValueError as error:
         raise ConfigError(f"a cut is made between IPv4 addresses: {error}") from error
     if not checked:
         raise ConfigError("a cut needs at least one address on each side")
-    return "{ " + ", ".join(checked) + " }"
-
-
-def _started_at(pid: int) -> str | None:
-    # The kernel's start tick beside the process id: a later process with the same id is not the owner.
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return stat.rpartition(")")[2].split()[19]
+    return checked
 
 
 def _nft_json(command: str) -> list[dict[str, Any]]:

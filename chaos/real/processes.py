@@ -8,7 +8,6 @@ are gone.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import random
@@ -23,9 +22,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import chaos
+from chaos.real.kernel import die_with_parent
 from mesh.errors import ConfigError, RelayMeshError, UnavailableError
 from mesh.ids import Address, NodeId, parse_node_id
 from node import identity_files
@@ -46,10 +46,23 @@ _LOG_TAIL_BYTES = 4096
 _CLAIM_PORT = 17887  # bound on the .254 of a cluster's network for as long as the cluster lives
 _CLAIM_HOST = 254
 _CLAIM_TRIES = 64
-_SETTINGS = "relaymesh-settings.json"
+SETTINGS_FILE = "relaymesh-settings.json"
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)  # loaded before any fork: a child must not import
+
+class Network(Protocol):
+    """Where the nodes of one cluster live."""
+
+    def host(self, number: int) -> str:
+        """The address of the n-th node, counted from 1; ConfigError when there is no room for it."""
+        ...
+
+    def enter(self, host: str) -> Callable[[], None] | None:
+        """What the process of the node with this address calls between fork and exec, if anything."""
+        ...
+
+    def release(self) -> None:
+        """Give everything back. The cluster calls this when its processes are gone."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +98,7 @@ class Cluster:
 
     `flags` gives extra command-line flags by node id; `agents` files are given to every node, `settings` become every
     node's settings file. With `outlive_us` the nodes survive this process and the end of the block (`relaymesh demo
-    --keep`); otherwise even a `kill -9` of this process ends them.
+    --keep`); otherwise even a `kill -9` of this process ends them. `network` None takes a new one on loopback.
     """
 
     def __init__(
@@ -99,10 +112,11 @@ class Cluster:
         flags: Mapping[str, Sequence[str]] | None = None,
         settings: Mapping[str, Any] | None = None,
         outlive_us: bool = False,
+        network: Network | None = None,
     ) -> None:
         self.directory = directory
         self.marker = f"cluster-{secrets.token_hex(8)}"
-        self._network = _LoopbackNetwork()
+        self._network = network or LoopbackNetwork()
         self._outlive_us = outlive_us
         self._running: dict[str, _Running] = {}
         self._flags = ["--profile", profile, "--slots", str(slots)]
@@ -141,7 +155,7 @@ class Cluster:
         spec.root.mkdir(mode=0o700, parents=True)
         identity_files.enroll(self.mesh_directory, node_id=name, out=self.enrolment(name))
         if self._settings:
-            (spec.root / _SETTINGS).write_text(json.dumps(self._settings))
+            (spec.root / SETTINGS_FILE).write_text(json.dumps(self._settings))
         self.nodes[name] = spec
         return spec
 
@@ -186,7 +200,7 @@ class Cluster:
         running = self._running[node_id]
 
         def ready() -> bool:
-            if _READY.search(self._log_bytes(node_id)[running.log_offset :]):
+            if self.is_ready(node_id):
                 return True
             code = running.process.poll()
             if code is not None:
@@ -197,6 +211,14 @@ class Cluster:
             wait_until(ready, timeout_s, f"{node_id} is ready")
         except TimeoutError as error:
             raise UnavailableError(f"{error}; its log ends:\n{self.log_tail(node_id)}") from error
+
+    def is_ready(self, node_id: str) -> bool:
+        """Whether the node's latest process, which may have ended, has logged its `ready` line."""
+        return _READY.search(self._log_bytes(node_id)[self._running[node_id].log_offset :]) is not None
+
+    def exit_code(self, node_id: str) -> int | None:
+        """What the node's latest process ended with; None when it runs. Negative: the signal that ended it."""
+        return self._running[node_id].process.poll()
 
     def kill(self, node_id: str) -> None:
         """`kill -9` the node's process, and only that one; return when it is gone."""
@@ -296,9 +318,22 @@ class Cluster:
                 stderr=log,
                 env=environment,
                 start_new_session=True,  # Ctrl-C at our terminal is ours to handle
-                preexec_fn=None if self._outlive_us else _die_with_parent,
+                preexec_fn=self._before_exec(spec.host),
             )
         self._running[node_id] = _Running(process, offset)
+
+    def _before_exec(self, host: str) -> Callable[[], None] | None:
+        enter = self._network.enter(host)
+        if self._outlive_us:
+            return enter
+        if enter is None:
+            return die_with_parent
+
+        def enter_and_die_with_parent() -> None:
+            enter()
+            die_with_parent()
+
+        return enter_and_die_with_parent
 
     def _process(self, node_id: str) -> subprocess.Popen[bytes]:
         if node_id not in self.running():
@@ -367,7 +402,7 @@ def wait_until(condition: Callable[[], T], timeout_s: float, what: str) -> T:
         time.sleep(POLL_S)
 
 
-class _LoopbackNetwork:
+class LoopbackNetwork:
     """A /24 of 127.0.0.0/8 that no other cluster uses, claimed by a bound port on its last address."""
 
     def __init__(self) -> None:
@@ -394,6 +429,9 @@ class _LoopbackNetwork:
             raise ConfigError(f"a cluster has at most {_CLAIM_HOST - 1} nodes")
         return f"{self._prefix}.{number}"
 
+    def enter(self, host: str) -> None:
+        """Loopback is everywhere."""
+
     def release(self) -> None:
         """Give the network back."""
         self._claim.close()
@@ -403,8 +441,3 @@ class _LoopbackNetwork:
         # Nodes that outlived their cluster hold no claim, but they hold their port.
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.bind((host, GOSSIP_PORT))
-
-
-def _die_with_parent() -> None:
-    # Runs in the child between fork and exec: one system call, nothing else.
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

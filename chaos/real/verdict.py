@@ -1,4 +1,4 @@
-"""The promises that a hunt checks. Each is a function from evidence to the ways in which it was broken, if it was.
+"""The promises that users of a real mesh rely on: each a function from evidence to the ways in which it was broken.
 
 All of them read rows and answers only, so a verdict can be made again from a kept directory.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import collections
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from chaos.real.hunt.evidence import Evidence, Replica
+from chaos.real.evidence import Evidence, Replica
+from chaos.runs import Violation
 from mesh.fences import Fence
 from mesh.rows import Row
 from node.work.history import Action
@@ -34,28 +34,24 @@ ENDS_OF_RUNS = frozenset(
 )
 """What explains a run that did not give the step its present result."""
 
+SHOWN_MAX = 10
+
 START_S = 0.5
 """From a claim to the first line of its agent: so much later than a SUCCESS a run may still show, claimed before it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One broken promise, and what shows it."""
+def judge(evidence: Evidence, at_ms: float) -> list[Violation]:
+    """The violations of every promise, as seen at `at_ms`: nobody looks into the mesh before the end.
 
-    promise: str
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.promise}: {self.detail}"
-
-
-def judge(evidence: Evidence) -> list[Violation]:
-    """Every violation of every promise."""
-    return [
-        Violation(promise.__name__.strip("_").replace("_", " "), detail)
-        for promise in PROMISES
-        for detail in promise(evidence)
-    ]
+    Of each promise the first SHOWN_MAX, then how many more there are.
+    """
+    violations = []
+    for promise in PROMISES:
+        name = promise.__name__.strip("_").replace("_", "-")
+        details = list(promise(evidence))
+        more = [f"and {len(details) - SHOWN_MAX} more"] if len(details) > SHOWN_MAX else []
+        violations += [Violation(name, at_ms, detail) for detail in [*details[:SHOWN_MAX], *more]]
+    return violations
 
 
 # --- the mesh as a whole ---
@@ -108,7 +104,8 @@ def _every_task_is_explained(evidence: Evidence) -> Iterator[str]:
 def _refusals_are_of_the_kinds_that_faults_explain(evidence: Evidence) -> Iterator[str]:
     """A node may be away, not know a task yet, or find that a request contradicts what it has; it may not fail."""
     for refusal in evidence.ledger.refusals:
-        if refusal.error not in ("UnavailableError", "NotFoundError", "ConflictError"):
+        is_full = refusal.error == "StoreError" and refusal.node in evidence.full_disks
+        if not is_full and refusal.error not in ("UnavailableError", "NotFoundError", "ConflictError"):
             yield f"{refusal.node} answered {refusal.command} with {refusal.error}: {refusal.text}"
 
 
@@ -152,7 +149,7 @@ def _every_task_ends_as_its_definition_allows(evidence: Evidence) -> Iterator[st
         task = replica.rows["tasks", "default", task_id]
         by_name = {step.text("name"): step for step in steps}
         for step in steps:
-            wrong = _wrong_end(step, by_name, task, fails_for_good=bool(_work(replica, step).get("doomed")))
+            wrong = _wrong_end(step, by_name, task, fails_for_good=_fails_for_good(_work(replica, step)))
             if step_status(step) is Status.CANCELLED and task_id not in may_be_cancelled:
                 wrong = "cancelled, though nobody asked for it"
             if wrong:
@@ -180,8 +177,12 @@ def _wrong_end(step: Row, by_name: Mapping[str, Row], task: Row, *, fails_for_go
             return ""
 
 
+def _fails_for_good(work: Mapping[str, Any]) -> bool:
+    return bool(work.get("doomed") or work.get("poison"))
+
+
 def _work(replica: Replica, step: Row) -> dict[str, Any]:
-    """What the agent of a hunt was told; empty for the others."""
+    """What our own agent was told; empty for the others."""
     content = _content(replica, step, "input") if step.text("agent") == "hunted" else b""
     work: dict[str, Any] = json.loads(content) if content else {}
     return work

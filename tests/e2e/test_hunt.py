@@ -2,17 +2,18 @@
 
 import pytest
 
-from chaos.real.hunt.drive import hunt
+from chaos.real.hunt import hunt
+from chaos.real.trouble import describe
 
 SEEDS = range(1, 21)
 
 
 def assert_clean(directory, *, seed: int, seconds: float, nodes: int | None = None) -> None:
-    report = hunt(directory, seed=seed, seconds=seconds, nodes=nodes)
-    told = "\n".join([*report.faults, *map(str, report.violations)])
-    assert not report.violations, f"seed {seed}, evidence in {directory}:\n{told}"
-    assert report.tasks > 0
-    assert report.runs > 0
+    result = hunt(directory, seed=seed, seconds=seconds, nodes=nodes)
+    told = "\n".join([*map(describe, result.scenario.faults), *map(str, result.violations)])
+    assert not result.violations, f"seed {seed}, evidence in {directory}:\n{told}"
+    assert result.facts["accepted"] > 0
+    assert result.facts["runs"] > 0
 
 
 @pytest.mark.slow
