@@ -37,7 +37,7 @@ class FaultKind:
     """The longest that random schedules draw; 0 for what happens in a moment."""
     options: Mapping[str, Option]
     scales: tuple[str, ...] = ("node",)
-    """Worlds that play it: `node`, `protocol`, `real`."""
+    """Worlds that play it: `node`, `protocol`, `real` (by one driver of real processes at least)."""
     pending: str = ""
     """The defence against it that is not built yet, if so: a scenario with it is marked pending, and never drawn."""
 
@@ -65,7 +65,7 @@ MENU: Mapping[str, FaultKind] = {
         weight=1,
         longest_s=20,
         options=_share("chance of each packet"),
-        scales=_SIMULATED,
+        scales=_EVERYWHERE,
     ),
     "reorder": FaultKind(
         about="packets are overtaken by later ones",
@@ -73,7 +73,7 @@ MENU: Mapping[str, FaultKind] = {
         weight=1,
         longest_s=20,
         options=_share("chance of each packet"),
-        scales=_SIMULATED,
+        scales=_EVERYWHERE,
     ),
     "mutate": FaultKind(
         about="a bit of the packet flips on the way; streams break, as TLS would notice",
@@ -88,7 +88,7 @@ MENU: Mapping[str, FaultKind] = {
         hits="lines",
         weight=2,
         longest_s=20,
-        scales=_SIMULATED,
+        scales=_EVERYWHERE,
         options={
             "delay_ms": Option(default=50.0, about="added to every packet", lowest=0, highest=10_000),
             "jitter_ms": Option(default=50.0, about="mean of a random addition", lowest=0, highest=10_000),
@@ -100,7 +100,7 @@ MENU: Mapping[str, FaultKind] = {
         weight=1,
         longest_s=20,
         options={"bytes_s": Option(default=20_000.0, about="bytes a second", lowest=100, highest=1e9)},
-        scales=_SIMULATED,
+        scales=_EVERYWHERE,
     ),
     "clog": FaultKind(
         about="lines hold everything, and deliver it when the clog ends",
@@ -108,7 +108,7 @@ MENU: Mapping[str, FaultKind] = {
         weight=2,
         longest_s=8,
         options={},
-        scales=_SIMULATED,
+        scales=_EVERYWHERE,
     ),
     "partition": FaultKind(
         about="the mesh is cut into sides that do not hear each other",
@@ -195,7 +195,7 @@ MENU: Mapping[str, FaultKind] = {
             "share": Option(default=0.1, about="share of the time that it runs", lowest=0.01, highest=0.9),
             "slice_s": Option(default=0.5, about="one run and one wait take this long", lowest=0.01, highest=10),
         },
-        scales=_SIMULATED,
+        scales=_EVERYWHERE,
     ),
     "power-cut": FaultKind(
         about="the host loses power: what was not synced is lost; it starts again when the fault ends",
@@ -229,6 +229,7 @@ MENU: Mapping[str, FaultKind] = {
             "fanout": Option(default=2, about="gossipFanout", lowest=1, highest=10),
             "ttl": Option(default=6, about="gossipPacketTtl", lowest=2, highest=20),
         },
+        scales=("node", "real"),
     ),
     # --- disks ---
     "lying-sync": FaultKind(
@@ -346,6 +347,7 @@ MENU: Mapping[str, FaultKind] = {
         weight=1,
         longest_s=0,
         options={},
+        scales=("node", "real"),
     ),
     "poison-row": FaultKind(
         about="a member spreads a row that no release could have written",
