@@ -16,6 +16,8 @@ BUSY_TIMEOUT_MS = 5_000
 STATEMENT_CACHE = 256
 """Prepared statements per connection: about twelve per replicated table, and what the work layer asks."""
 PAGE_CACHE_KIB = 32_768
+_LOG_CHUNK_BYTES = 1 << 16
+"""SQLite's own VFS takes less than 128 KiB in one call."""
 
 DISK_ERRORS = (
     apsw.IOError,
@@ -74,6 +76,30 @@ def open_connection(path: Path, vfs: str, *, read_only: bool = False, exclusive:
         connection.close(True)
         raise
     return connection
+
+
+def secure_log(path: Path, vfs: str) -> None:
+    """Write a write-ahead log that a dead process left behind once more, and sync it. Call before opening. apsw errors.
+
+    After a failed sync the kernel counts the pages as written: the next process reads commits out of its memory that
+    the drive does not hold, and all that is later appended and synced is lost with them at a power cut. Writing the
+    same bytes again can make nothing worse, wherever it ends.
+    """
+    # Called a super-journal since for a log SQLite's own VFS first looks at the database, which may not exist.
+    flags = [apsw.SQLITE_OPEN_SUPER_JOURNAL | apsw.SQLITE_OPEN_READWRITE, 0]
+    try:
+        log = apsw.VFSFile(vfs, f"{path}-wal", flags)
+    except apsw.CantOpenError:
+        return
+    try:
+        if flags[1] & apsw.SQLITE_OPEN_READONLY:
+            return  # opening the database will say so
+        size = log.xFileSize()
+        for offset in range(0, size, _LOG_CHUNK_BYTES):
+            log.xWrite(log.xRead(min(_LOG_CHUNK_BYTES, size - offset), offset), offset)
+        log.xSync(apsw.SQLITE_SYNC_FULL)
+    finally:
+        log.xClose()
 
 
 def _assert_ours(connection: apsw.Connection, path: Path) -> None:

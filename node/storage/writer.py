@@ -19,7 +19,7 @@ from mesh.ids import Origin
 from mesh.rows import Row
 from mesh.tables import Table
 from mesh.version_vector import VersionVector
-from node.storage.database import APPLICATION_ID, DISK_ERRORS, open_connection, unusable
+from node.storage.database import APPLICATION_ID, DISK_ERRORS, open_connection, secure_log, unusable
 from node.storage.migrate import Migration, check_migrations, migrate_up
 from node.storage.origins import NO_ORIGIN, Marker, MarkerFile, OriginTable
 from node.storage.schema import apply_declarations, table_sql
@@ -90,6 +90,10 @@ class Writer:
 
     def open(self, hooks: dict[str, list[Hook]], kernel_boot_id: str, now_ms: int) -> VersionVector:
         """Open, check and upgrade the database, settle who we are, and return what it has seen. Raises ConfigError."""
+        try:
+            secure_log(self._path, self._vfs)
+        except DISK_ERRORS as error:
+            raise ConfigError(unusable(self._path, error)) from None
         connection = self._connection = open_connection(self._path, self._vfs, exclusive=self._exclusive)
         try:
             self._check(connection)

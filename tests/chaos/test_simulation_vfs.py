@@ -578,3 +578,24 @@ async def test_the_real_store_takes_writes_again_after_its_disk_was_full(vfs):
         disk.quota_bytes = None
         await store.write(put_note("c"))
         assert await notes_of(store) == ["a", "c"]
+
+
+@pytest.mark.parametrize("image", IMAGES)
+async def test_the_real_store_keeps_what_it_acknowledged_after_a_failed_sync_a_kill_and_a_power_cut(vfs, image):
+    # The process that comes next reads from the kernel's memory what the drive never got.
+    for seed in range(10):
+        disk = SimulatedDisk(random.Random(seed))
+        vfs.attach("host", disk)
+        async with life(disk, 1) as store:
+            await store.write(put_note("a"))
+            disk.sync_errors = 1
+            with pytest.raises(StoreError):
+                await store.write(put_note("b"))
+        disk.process_killed()
+        async with life(disk, 1) as store:
+            for key in "cd":
+                await store.write(put_note(key))
+        disk.power_cut(image, random.Random(seed))
+        async with life(disk, 2) as store:
+            assert {"a", "c", "d"} <= set(await notes_of(store))
+        vfs.detach("host")
