@@ -42,7 +42,7 @@ from mesh.records import RecordVerifier
 from mesh.redial import Call, Redial
 from mesh.relayed_probes import RelayedProbes
 from mesh.replay_window import ReplayWindow
-from mesh.sealing import PROCESS_BITS, KeyRing, SealedPacket, Sealer, receiver_tag
+from mesh.sealing import PROCESS_BITS, KeyRing, PacketKeys, SealedPacket, Sealer, receiver_tag
 from mesh.vector_watch import VectorWatch
 from mesh.verdicts import Verdicts
 
@@ -75,7 +75,8 @@ class Gossip:
 
     `entropy` gives secret random bytes; `rng` everything that may be replayed from a seed. `boot` counts the starts of
     this node and was persisted before. `seeds` may contain our own address. `known` are `Member.record`s of earlier
-    runs; those members are called at once and judged only by the normal suspicion.
+    runs; those members are called at once and judged only by the normal suspicion. `verifier` and `packet_keys` are
+    for many engines of one mesh in one process: what one of them has worked out, the others need not.
     """
 
     def __init__(
@@ -93,6 +94,8 @@ class Gossip:
         known: Sequence[bytes] = (),
         effective: EffectiveState | None = None,
         encrypt: bool = True,
+        verifier: RecordVerifier | None = None,
+        packet_keys: PacketKeys | None = None,
     ) -> None:
         # The random process number tells two starts of one cloned disk apart: in nonces, replay windows and the record.
         process = int.from_bytes(entropy(4), "big") % (1 << PROCESS_BITS)
@@ -114,6 +117,7 @@ class Gossip:
             life=self._own.life,
             process=process,
             encrypt=encrypt,
+            keys=packet_keys,
         )
         self._window = ReplayWindow()
         self._health = LocalHealth()
@@ -127,7 +131,7 @@ class Gossip:
             profile=profile,
             members=self.members,
             own=self._own,
-            verifier=RecordVerifier(authority),
+            verifier=verifier or RecordVerifier(authority),
             news=self._news,
             health=self._health,
             effective=self.effective,

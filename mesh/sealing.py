@@ -137,11 +137,47 @@ def receiver_tag(tag: bytes, life: int) -> int:
     return int.from_bytes(digest, "big") or 1
 
 
+class PacketKeys:
+    """The keys derived from ring keys, remembered. They follow from their ring key alone, so engines may share them."""
+
+    def __init__(self, cluster: bytes) -> None:
+        self._cluster = cluster
+        self._mac_keys: dict[int, bytes] = {}
+        self._ciphers: dict[tuple[int, bytes, int], AESGCM] = {}
+
+    def mac(self, key: RingKey, sealed: bytes) -> bytes:
+        """The MAC of a whole packet under this ring key."""
+        mac_key = self._mac_keys.get(key.key_id)
+        if mac_key is None:
+            mac_key = self._mac_keys[key.key_id] = _derived(key.secret, b"mac", b"")
+        return hmac.digest(mac_key, sealed, "sha256")[:MAC_BYTES]
+
+    def cipher(self, key: RingKey, sender: bytes, life: int) -> AESGCM:
+        """What encrypts the bodies of one life of a sender."""
+        # A key per sender and life keeps every (key, nonce) pair unique although all members share the ring.
+        wanted = (key.key_id, sender, life)
+        cipher = self._ciphers.get(wanted)
+        if cipher is None:
+            if len(self._ciphers) >= PACKET_KEYS_CACHED_MAX:
+                del self._ciphers[next(iter(self._ciphers))]
+            context = self._cluster + sender + life.to_bytes(8, "big")
+            cipher = self._ciphers[wanted] = AESGCM(_derived(key.secret, b"body", context))
+        return cipher
+
+
 class Sealer:
     """Seals packets of one process, and opens those of others."""
 
     def __init__(
-        self, *, ring: KeyRing, cluster: bytes, sender: bytes, life: int, process: int, encrypt: bool = True
+        self,
+        *,
+        ring: KeyRing,
+        cluster: bytes,
+        sender: bytes,
+        life: int,
+        process: int,
+        encrypt: bool = True,
+        keys: PacketKeys | None = None,
     ) -> None:
         assert 0 <= process < 1 << PROCESS_BITS, process
         self.ring = ring
@@ -151,8 +187,7 @@ class Sealer:
         self._process = process
         self._counter = 0
         self._flags = _ENCRYPTED if encrypt else 0
-        self._mac_keys: dict[int, bytes] = {}
-        self._ciphers: dict[tuple[int, bytes, int], AESGCM] = {}
+        self._keys = keys or PacketKeys(cluster)
 
     def seal(self, body: bytes, receiver: int) -> bytes:
         """The datagram for this body. `receiver` is a `receiver_tag`, or 0 when the receiver's life is unknown."""
@@ -165,9 +200,9 @@ class Sealer:
             VERSION, self._flags, key.key_id, self._cluster, self._sender, self._life, sequence, receiver
         )
         if self._flags & _ENCRYPTED:
-            body = self._cipher(key, self._sender, self._life).encrypt(_nonce(sequence), body, header)
+            body = self._keys.cipher(key, self._sender, self._life).encrypt(_nonce(sequence), body, header)
         sealed = header + body
-        packet = sealed + self._mac(key, sealed)
+        packet = sealed + self._keys.mac(key, sealed)
         assert len(packet) <= PACKET_BYTES_MAX, len(packet)
         return packet
 
@@ -183,7 +218,7 @@ class Sealer:
         key = self.ring.get(key_id)
         if key is None:
             raise PacketError("unknown-key")
-        if not hmac.compare_digest(self._mac(key, data[:-MAC_BYTES]), data[-MAC_BYTES:]):
+        if not hmac.compare_digest(self._keys.mac(key, data[:-MAC_BYTES]), data[-MAC_BYTES:]):
             raise PacketError("bad-mac")
         # From here on the bytes come from somebody who holds the ring.
         if cluster != self._cluster:
@@ -193,27 +228,10 @@ class Sealer:
         body = data[HEADER_BYTES:-MAC_BYTES]
         if flags & _ENCRYPTED:
             try:
-                body = self._cipher(key, sender, life).decrypt(_nonce(sequence), body, data[:HEADER_BYTES])
+                body = self._keys.cipher(key, sender, life).decrypt(_nonce(sequence), body, data[:HEADER_BYTES])
             except (InvalidTag, ValueError):  # ValueError: shorter than a tag
                 raise PacketError("unsealable") from None
         return SealedPacket(sender, life, sequence, receiver, body)
-
-    def _mac(self, key: RingKey, sealed: bytes) -> bytes:
-        mac_key = self._mac_keys.get(key.key_id)
-        if mac_key is None:
-            mac_key = self._mac_keys[key.key_id] = _derived(key.secret, b"mac", b"")
-        return hmac.digest(mac_key, sealed, "sha256")[:MAC_BYTES]
-
-    def _cipher(self, key: RingKey, sender: bytes, life: int) -> AESGCM:
-        # A key per sender and life keeps every (key, nonce) pair unique although all members share the ring.
-        wanted = (key.key_id, sender, life)
-        cipher = self._ciphers.get(wanted)
-        if cipher is None:
-            if len(self._ciphers) >= PACKET_KEYS_CACHED_MAX:
-                del self._ciphers[next(iter(self._ciphers))]
-            context = self._cluster + sender + life.to_bytes(8, "big")
-            cipher = self._ciphers[wanted] = AESGCM(_derived(key.secret, b"body", context))
-        return cipher
 
 
 def _nonce(sequence: int) -> bytes:

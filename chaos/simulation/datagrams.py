@@ -55,7 +55,7 @@ class DatagramNetwork:
             self.tap(data, source, target)
         pair = host_of(source), host_of(target)
         for arrival in self._links.arrivals(pair, len(data), self._heap.now):
-            copy = data if arrival.mutated is None else _flipped(data, arrival.mutated)
+            copy = data if arrival.mutated is None else flipped(data, arrival.mutated)
             self._heap.at(arrival.at, lambda copy=copy: self._arrive(pair, copy, source, target))  # type: ignore[misc]
 
     def _arrive(self, pair: tuple[str, str], data: bytes, source: Address, target: Address) -> None:
@@ -118,7 +118,8 @@ class SimulatedSocket:
         self._network.unbind(self._address)
 
 
-def _flipped(data: bytes, where: float) -> bytes:
+def flipped(data: bytes, where: float) -> bytes:
+    """A copy with one bit changed, at this share of its length."""
     bit = int(where * len(data) * 8)
     changed = bytearray(data)
     changed[bit // 8] ^= 1 << bit % 8

@@ -84,7 +84,7 @@ def test_a_wrong_mac_and_a_wrong_cluster_are_told_apart() -> None:
 def test_a_body_shorter_than_its_tag_is_unsealable() -> None:
     plain = sealer(encrypt=False)
     plain._flags = 1  # claims to be encrypted, but seals the body as it is
-    plain._cipher = lambda *_: type("Plain", (), {"encrypt": staticmethod(lambda _n, body, _h: body)})()
+    plain._keys.cipher = lambda *_: type("Plain", (), {"encrypt": staticmethod(lambda _n, body, _h: body)})()
     with pytest.raises(PacketError, match="unsealable"):
         sealer().open(plain.seal(b"short", 0))
 
