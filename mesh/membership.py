@@ -9,7 +9,8 @@ address, and wait (parked) until a signed record shows the incarnation that they
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from bisect import bisect_left, insort
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mesh.identity import Certificate
@@ -95,7 +96,10 @@ class Membership:
         self.version = 0
         """Rises with every change of a status, life or address, and whenever the set of members changes."""
         self._active_others: list[Member] | None = None
-        self._in_tag_order: list[Member] | None = None
+        self._in_tag_order = [self._own]
+        # Asked for with every packet, so they are kept and not looked for.
+        self._suspected: dict[bytes, Member] = {}
+        self._dead: dict[bytes, Member] = {}
 
     @property
     def own(self) -> Member:
@@ -119,9 +123,7 @@ class Membership:
         return [member for member in self.all() if member.status is Status.ALIVE]
 
     def in_tag_order(self) -> list[Member]:
-        """Every known member, sorted by wire tag, which is the order of digests."""
-        if self._in_tag_order is None:
-            self._in_tag_order = sorted(self._by_tag.values(), key=lambda member: member.tag)
+        """Every known member, sorted by wire tag, which is the order of digests. Not to be modified."""
         return self._in_tag_order
 
     def active_others(self) -> list[Member]:
@@ -134,9 +136,13 @@ class Membership:
         """Members that are not gone, this node included: the `n` of all formulas."""
         return len(self.active_others()) + 1
 
-    def suspected(self) -> Iterator[Member]:
-        """Members under suspicion."""
-        return (member for member in self.active_others() if member.suspicion is not None)
+    def suspected(self) -> Iterable[Member]:
+        """Members under suspicion, those longest so first."""
+        return self._suspected.values()
+
+    def dead(self) -> Iterable[Member]:
+        """DEAD members, those longest so first."""
+        return self._dead.values()
 
     def replace_own(self, record: MemberRecord, now: float) -> None:
         """Put our own new record in place; nobody else may write it."""
@@ -240,7 +246,10 @@ class Membership:
         self._by_id[member.node_id] = member
         self._by_tag[member.tag] = member
         self._forgotten.pop(member.tag, None)
-        self._table_changed()
+        insort(self._in_tag_order, member, key=_tag)
+        if self._active_others is not None and member.active:
+            self._active_others.append(member)
+        self.version += 1
         return Change(member, None, member.status, "left" if record.body.left else "joined")
 
     def _new_life(self, member: Member, record: MemberRecord, now: float) -> Change:
@@ -299,6 +308,12 @@ class Membership:
             member.accusers.clear()
         self._active_others = None
         self.version += 1
+        self._suspected.pop(member.tag, None)
+        self._dead.pop(member.tag, None)
+        if status is Status.SUSPECT:
+            self._suspected[member.tag] = member
+        elif status is Status.DEAD:
+            self._dead[member.tag] = member
 
     def _park(self, claim: Claim) -> None:
         key = (claim.subject, claim.life, claim.incarnation, claim.accuser)
@@ -320,15 +335,18 @@ class Membership:
     def _forget(self, member: Member) -> None:
         del self._by_id[member.node_id]
         del self._by_tag[member.tag]
+        self._dead.pop(member.tag, None)
+        del self._in_tag_order[bisect_left(self._in_tag_order, member.tag, key=_tag)]
         self._gone.append(member.node_id)
         if len(self._forgotten) >= FORGOTTEN_MAX:
             del self._forgotten[next(iter(self._forgotten))]
         self._forgotten[member.tag] = (member.life, member.incarnation)
-        self._table_changed()
-
-    def _table_changed(self) -> None:
-        self._active_others = self._in_tag_order = None
+        self._active_others = None
         self.version += 1
+
+
+def _tag(member: Member) -> bytes:
+    return member.tag
 
 
 def _member(record: MemberRecord, now: float) -> Member:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mesh.ids import Address
-from mesh.membership import Member, Membership, Status
+from mesh.membership import Member, Membership
 from mesh.profiles import Profile
 
 CALLS_MAX = 16  # per pass; with more gone members a pass takes its turn among them
@@ -104,13 +104,20 @@ class Redial:
         return self._missing_now
 
     def _find_missing(self, members: Membership) -> list[Call]:
-        here = {member.address for member in members.active_others()}
         calls: dict[Address, Call] = {}
         for seed in self._seeds:
-            member = members.get(seed.node_id) if seed.node_id is not None else None
-            if not seed.ours and seed.address not in here and not (member is not None and member.active):
+            if not seed.ours and not _is_there(seed, members):
+                member = members.get(seed.node_id) if seed.node_id is not None else None
                 calls[seed.address] = Call(seed.address, member, seed)
-        for member in members.all():
-            if member.status is Status.DEAD and member.address not in calls:
+        for member in members.dead():
+            if member.address not in calls:
                 calls[member.address] = Call(member.address, member, None)
         return list(calls.values())
+
+
+def _is_there(seed: Seed, members: Membership) -> bool:
+    """Whether a member that was found at this address, or that says it is there, is active."""
+    member = members.get(seed.node_id) if seed.node_id is not None else None
+    if member is not None and member.active:
+        return True
+    return any(member.address == seed.address for member in members.active_others())

@@ -7,11 +7,13 @@ again. Both structures are bounded: the fullest case forgets what was sent most,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 RUMORS_MAX = 2_048  # per queue; members_max records fit
 PACKETS_PER_TICK_MAX = 3  # to one receiver: 3.6 KB per tick, 36 KB/s in the `local` profile while there is news
+
+MISSES_MAX = 16  # rumors in a row that find no room, after which a smaller one is not looked for: queues can be long
 
 RumorName = tuple[bytes, int, int]  # origin tag, origin life, rumor number
 
@@ -151,8 +153,8 @@ def plan_tick(
     for item in first:
         packets.add(item, PACKETS_PER_TICK_MAX)
     reserved = 1 if len(topics) else 0
-    said = [r for r in membership.in_order() if packets.add(r.item, PACKETS_PER_TICK_MAX - reserved)]
-    told = [r for r in topics.in_order() if packets.add(r.item, PACKETS_PER_TICK_MAX)]
+    said = packets.fill(membership.in_order(), PACKETS_PER_TICK_MAX - reserved)
+    told = packets.fill(topics.in_order(), PACKETS_PER_TICK_MAX)
     return TickPlan(packets.bins, said, told)
 
 
@@ -162,6 +164,18 @@ class _Bins:
         self._items_max = items_max
         self._left: list[int] = []
         self.bins: list[list[bytes]] = []
+
+    def fill(self, rumors: Iterable[QueuedRumor], bins_max: int) -> list[QueuedRumor]:
+        """Those of the rumors that found room."""
+        added: list[QueuedRumor] = []
+        misses = 0
+        for rumor in rumors:
+            if self.add(rumor.item, bins_max):
+                added.append(rumor)
+                misses = 0
+            elif (misses := misses + 1) >= MISSES_MAX:
+                break
+        return added
 
     def add(self, item: bytes, bins_max: int) -> bool:
         assert len(item) <= self._space, len(item)

@@ -79,15 +79,14 @@ class RingKey:
 
     secret: bytes = field(repr=False)
     state: KeyState
+    key_id: int = field(init=False)
+    """Names the key on the wire without telling anything about it."""
 
     def __post_init__(self) -> None:
         if len(self.secret) != SECRET_BYTES:
             raise ConfigError(f"a ring key has {SECRET_BYTES} bytes, this one has {len(self.secret)}")
-
-    @property
-    def key_id(self) -> int:
-        """Names the key on the wire without telling anything about it."""
-        return int.from_bytes(hashlib.blake2b(self.secret, digest_size=4, person=b"relaymesh-keyid").digest(), "big")
+        digest = hashlib.blake2b(self.secret, digest_size=4, person=b"relaymesh-keyid").digest()
+        object.__setattr__(self, "key_id", int.from_bytes(digest, "big"))
 
 
 class KeyRing:
