@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import random
+import struct
+
+_EIGHT = struct.Struct(">8Q")
 
 
 def stream(seed: int, name: str) -> random.Random:
@@ -30,5 +33,4 @@ class Fates:
         self._count += 1
         digest = self._prefix.copy()
         digest.update(self._count.to_bytes(8, "big"))
-        data = digest.digest()
-        return tuple(int.from_bytes(data[i : i + 8], "big") / 2**64 for i in range(0, 64, 8))
+        return tuple([number / 2**64 for number in _EIGHT.unpack(digest.digest())])
