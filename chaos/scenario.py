@@ -13,7 +13,7 @@ Value = float | int | str | bool
 SCALES = ("node", "protocol")
 """`node`: whole nodes with disks and work, 3 to 50 of them. `protocol`: bare membership engines, up to 1,000."""
 
-SHORT_DWELL: Mapping[str, Value] = {"suspectRecoverMinMs": 1_000, "deadRecoverMinMs": 3_000}
+SHORT_DWELL: Mapping[str, Value] = {"suspectRecoverMinMs": 0, "deadRecoverMinMs": 100}
 """With the usual 30 s, and longer for flapping nodes, most of a short run would pass in waiting."""
 
 NODES_MIN, NODES_MAX = 2, {"node": 50, "protocol": 1_000}

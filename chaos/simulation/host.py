@@ -99,7 +99,7 @@ class _HostDisk:
         return self._host.disk.free_bytes()
 
     def kernel_boot_id(self) -> str:
-        return f"boot-{self._host.boots}"
+        return f"{self._host.name}-boot-{self._host.boots}"
 
 
 class _HostNet:
@@ -387,7 +387,7 @@ class Host:
                 host=self.name,
                 changes=commit.changes,
                 written=commit.requests,
-                synced=self.disk.lying_sync or not self.disk.unsynced_bytes(),
+                synced=self.disk.lying_sync or not self.disk.unsynced_bytes("-wal"),
             )
         )
 
@@ -422,7 +422,7 @@ class Host:
 
         def latency_s() -> float:
             mean_s = world.scenario.disk.latency_ms / 1000
-            return draws.random() * 2 * mean_s + self.extra_latency_s + self.disk.latency_s()
+            return draws.random() * 2 * mean_s + self.extra_latency_s
 
         thread = InlineThread(process, latency_s, lambda: world.heap.now)
         return Env(
