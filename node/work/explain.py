@@ -185,6 +185,13 @@ def why_not_yet(step: Row, by_name: Mapping[str, Row], situation: Situation) -> 
     misfits = _misfits(step, situation)
     if misfits is not None:
         return f"No member can run it: {misfits}. It waits until one can."
+    owner = situation.offers.get(step.text("owner"))
+    miss = owner.misses(requirement_of(step)) if owner is not None else None
+    if miss is not None:
+        return (
+            f"Its owner {step.text('owner')} {miss} and hands it over to a member that can run it, once it holds that "
+            "one for settled: ask the owner, if this lasts."
+        )
     return f"It waits in the queue of {step.text('owner')} for a free slot." + _own_reasons(step, situation)
 
 

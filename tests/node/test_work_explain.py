@@ -168,6 +168,8 @@ def test_why_not_yet_gives_the_first_reason_that_holds():
     retrying = a_step(Status.RETRYING, attempt=1, retry_delay_ms=1500, last_error="oops")
     assert not_yet(retrying) == "Attempt 1 failed; a tries again 1.5 s after that. Last error: oops"
     assert not_yet(a_step(agent="rare")).startswith("No member can run it: a has no agent rare; b has no agent rare;")
+    elsewhere = not_yet(a_step(owner="a", pin_node="b"))
+    assert elsewhere.startswith("Its owner a is not node b and hands it over"), elsewhere
     only_c = {"a": Offer(node="a", abilities=frozenset()), "c": HERE.offers["c"]}
     assert not_yet(a_step(), offers=only_c) == (
         "No member can run it: a has no agent echo; c could, but is DEAD or just came back. It waits until one can."
