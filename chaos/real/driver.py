@@ -19,7 +19,7 @@ from typing import Any, Literal
 from chaos.line_faults import LINE_KINDS
 from chaos.real import agents, firewall, kernel, observed, small_disk, tun_switch
 from chaos.real.clients import Client, Ledger
-from chaos.real.evidence import Evidence, bad_lines, damage, read_journals, read_replica
+from chaos.real.evidence import Evidence, Replica, bad_lines, damage, read_journals, read_replica
 from chaos.real.firewall import Firewall
 from chaos.real.lines import FirewallLines, Lines, NoLines
 from chaos.real.processes import Cluster, leftovers
@@ -71,7 +71,8 @@ class _Seen:
     ended_at: float = 0.0
     """Wall time of the end of the trouble, or of the run when it was interrupted."""
     settled_ms: float | None = None
-    evidence: Evidence | None = None
+    replica: Replica | None = None
+    """One node's rows, read when all were equal or should have been."""
     violations: list[Violation] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     logs: dict[str, list[str]] = field(default_factory=dict)
@@ -281,7 +282,8 @@ class _Play:
         replicas = {name: read_replica(database) for name, database in databases.items()}
         codes = [*trouble.record.exit_codes, *stop_all(cluster)]
         full = frozenset(_small_disks(self._scenario))
-        seen.evidence = evidence = Evidence(
+        seen.replica = next(iter(replicas.values()))
+        evidence = Evidence(
             replicas=replicas,
             damage=[line for database in databases.values() for line in damage(database)],
             runs=read_journals(self._journal),
@@ -312,14 +314,12 @@ class _Play:
 
     def _timeline(self, cluster: Cluster) -> list[TimelineEvent]:
         seen, clock = self._seen, observed.Clock(self._seen.whole_at or time.time())
-        evidence = seen.evidence
         told = [
             observed.of_faults(self._scenario.faults, self._ms(seen.ended_at) / 1000),
             observed.of_calls(seen.ledger.calls, clock),
+            observed.of_runs(read_journals(self._journal), seen.replica, clock),
             *(observed.of_log(node, spec.log, clock) for node, spec in cluster.nodes.items()),
         ]
-        if evidence is not None:
-            told.append(observed.of_runs(evidence.runs, next(iter(evidence.replicas.values())), clock))
         keeper = TimelineKeeper()
         for each in observed.in_order(*told):
             keeper.see(each)
@@ -346,6 +346,7 @@ def _stage(scenario: Scenario, driver: Driver, directory: Path) -> Iterator[_Sta
             lines = switch = stack.enter_context(TunSwitch(names, seed=scenario.seed, base=_conditions(scenario.net)))
             cluster = stack.enter_context(Cluster(directory / "mesh", names, network=switch, **options))
         else:
+            kernel.set_up("lo")  # in a network of our own it may be down still
             cluster = stack.enter_context(Cluster(directory / "mesh", names, **options))
             lines = _loopback_lines(stack, scenario, cluster)
         disks = {node: stack.enter_context(SmallDisk(cluster.nodes[node].root)) for node in _small_disks(scenario)}
@@ -356,7 +357,6 @@ def _stage(scenario: Scenario, driver: Driver, directory: Path) -> Iterator[_Sta
 def _loopback_lines(stack: contextlib.ExitStack, scenario: Scenario, cluster: Cluster) -> Lines:
     if not _cuts_lines(scenario):
         return NoLines()
-    kernel.set_up("lo")  # in a network of our own it may be down still
     walls = stack.enter_context(Firewall())
     lines = FirewallLines(walls, {name: spec.host for name, spec in cluster.nodes.items()})
     if scenario.net.loss:

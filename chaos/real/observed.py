@@ -101,12 +101,15 @@ def of_log(host: str, log: Path, clock: Clock) -> Iterator[Seen]:
             yield Logged(at_ms=at_ms, host=host, level=_LEVELS[level], text=text)
 
 
-def of_runs(runs: Sequence[AgentRun], replica: Replica, clock: Clock) -> Iterator[Seen]:
-    """Runs of agents, with the names of their steps; how one ended that noted no end is in the history."""
-    steps = {step.key: step for step in replica.table("steps")}
+def of_runs(runs: Sequence[AgentRun], replica: Replica | None, clock: Clock) -> Iterator[Seen]:
+    """Runs of agents, with the names of their steps; how one ended that noted no end is in the history.
+
+    Without a replica, as after a run that was interrupted, both stay unknown.
+    """
+    steps = {step.key: step for step in replica.table("steps")} if replica else {}
     ends = {
         (event.text("step_id"), event.text("fence")): event
-        for event in replica.table("history")
+        for event in (replica.table("history") if replica else ())
         if event.text("action") != Action.LOGGED
     }
     for run in runs:

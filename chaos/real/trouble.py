@@ -88,9 +88,11 @@ class Trouble:
         self._happenings_in_order = sorted(happenings, key=lambda each: each.order)
 
     def run(self, until_s: float) -> None:
-        """Do everything at its time, counted from now, and return at `until_s`."""
+        """Do everything at its time, counted from now, and return at `until_s`; `mend` ends what lasts longer."""
         started = time.monotonic()
         for each in self._happenings_in_order:
+            if each.at_s > until_s:
+                break
             self._wait(started + each.at_s)
             if each.begins and each.at_s == each.fault.at_s:
                 self._tell(f"{each.at_s:6.1f} s  {describe(each.fault)}")

@@ -114,6 +114,24 @@ def test_two_cuts_are_healed_apart(walls, sockets):
         assert not arrives(sockets, WEST, NORTH)
 
 
+def test_a_leaky_cut_drops_its_share_of_packets(walls, sockets):
+    leaky = walls.drop([(WEST, EAST)], share=0.5)
+    for _ in range(200):
+        sockets[WEST].sendto(b"x", sockets[EAST].getsockname())
+    assert 60 <= leaky.blocked().packets <= 140
+    assert leaky.blocked().packets + leaky.crossed().packets == 200
+    leaky.heal()
+    assert arrives(sockets, EAST, WEST)
+
+
+def test_each_pair_is_dropped_in_its_own_direction(walls, sockets):
+    with walls.drop([(WEST, EAST), (EAST, NORTH), (WEST, EAST)]):
+        assert not arrives(sockets, WEST, EAST)
+        assert arrives(sockets, EAST, WEST)
+        assert not arrives(sockets, EAST, NORTH)
+        assert arrives(sockets, WEST, NORTH)
+
+
 @pytest.mark.parametrize(
     "sides", [([], [EAST]), ([WEST], []), (["node-a"], [EAST]), ([WEST], ["0.0.0.0; flush ruleset"])]
 )
