@@ -58,9 +58,8 @@ def test_logs_tell_of_members_and_warnings_and_nothing_else(tmp_path):
 
 
 def test_a_run_ends_when_its_agent_or_else_the_history_says_so(tmp_path):
-    (tmp_path / "n0").write_text(
-        f"start s 1 f1 {NOW + 1:.3f}\nstart s 2 f2 {NOW + 3:.3f}\nend s 2 f2 {NOW + 4:.3f}\nstart t 1 f3 {NOW + 5:.3f}\n"
-    )
+    lines = ("start s 1 f1", 1), ("start s 2 f2", 3), ("end s 2 f2", 4), ("start t 1 f3", 5)
+    (tmp_path / "n0").write_text("".join(f"{text} {NOW + after_s:.3f}\n" for text, after_s in lines))
     runs = read_journals(tmp_path)
     assert runs[1] == AgentRun("s", "n0", 2, "f2", NOW + 3, NOW + 4)
     rows = [
