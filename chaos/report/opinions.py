@@ -83,7 +83,8 @@ class _Strip:
         self.bars: list[Bar] = []
         self._shortest_ms = shortest_ms
         self._states: dict[str, str] = {}
-        self._grave: dict[str, str] = {}  # those not ALIVE, by name: the tally of a large mesh stays cheap
+        self._holders: dict[str, dict[str, None]] = {state: {} for state in _GRAVEST_FIRST}
+        self._shows = False  # whether the last change was one of more than how many are ALIVE
         self._down = False
         self._began_ms = 0.0
         self._causes: list[str] = []
@@ -93,23 +94,27 @@ class _Strip:
         return who in self._states
 
     def put(self, who: str, state: str) -> None:
+        before = self._states.get(who, "ALIVE")
+        self._holders[before].pop(who, None)
+        self._holders[state][who] = None
         self._states[who] = state
-        self._grave.pop(who, None)
-        if state != "ALIVE":
-            self._grave[who] = state
+        self._shows = before != state
 
     def forget(self, at_ms: float, who: str) -> None:
         """`who` ended, and its opinion with it."""
         self.change(at_ms, lambda: self._drop(who), f"{who} ends")
 
     def _drop(self, who: str) -> None:
-        del self._states[who]
-        self._grave.pop(who, None)
+        before = self._states.pop(who)
+        del self._holders[before][who]
+        self._shows = before != "ALIVE"
 
     def start(self) -> None:
         self._down = False
         self._states.clear()
-        self._grave.clear()
+        for holders in self._holders.values():
+            holders.clear()
+        self._shows = True
 
     def stop(self) -> None:
         self.start()
@@ -117,10 +122,10 @@ class _Strip:
 
     def change(self, at_ms: float, apply: Callable[[], None], cause: str) -> None:
         """Apply a change, and cut the strip here when it shows."""
-        look, grave, tally = self._look(), dict(self._grave), self._tally()
+        look, tally = self._look(), self._tally()
         apply()
         long_enough = at_ms - self._began_ms >= self._shortest_ms
-        if self._look() != look or (self._grave != grave and long_enough):
+        if self._look() != look or (self._shows and long_enough):
             self._cut(at_ms, look, tally)
         if len(self._causes) < _CAUSES_MAX:
             self._causes.append(f"{at_ms / 1000:.3f} s  {cause}")
@@ -143,19 +148,14 @@ class _Strip:
     def _look(self) -> str:
         if self._down:
             return "down"
-        if not self._grave:
-            return "alive" if self._states else ""
-        return next(state for state in _GRAVEST_FIRST if state in self._grave.values()).lower()
+        return next((state.lower() for state, holders in self._holders.items() if holders), "")
 
     def _tally(self) -> str:
-        """Such as "3 ALIVE, 1 DEAD: n2"."""
+        """Such as "1 DEAD, 3 ALIVE: n2 DEAD"."""
         if self._down:
             return "process down"
-        counts = dict.fromkeys(_GRAVEST_FIRST, 0)
-        counts["ALIVE"] = len(self._states) - len(self._grave)
-        for state in self._grave.values():
-            counts[state] += 1
-        numbers = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        names = ", ".join(f"{name} {state}" for name, state in islice(self._grave.items(), _NAMES_MAX))
-        more = f" and {len(self._grave) - _NAMES_MAX} more" if len(self._grave) > _NAMES_MAX else ""
-        return f"{numbers}: {names}{more}" if names else numbers
+        numbers = ", ".join(f"{len(holders)} {state}" for state, holders in self._holders.items() if holders)
+        grave = ((name, state) for state in _GRAVEST_FIRST[:-1] for name in self._holders[state])
+        names = ", ".join(f"{name} {state}" for name, state in islice(grave, _NAMES_MAX))
+        more = len(self._states) - len(self._holders["ALIVE"]) - _NAMES_MAX
+        return (f"{numbers}: {names}" if names else numbers) + (f" and {more} more" if more > 0 else "")
