@@ -6,8 +6,11 @@ anything new: only then must all work have ended, and all replicas be equal.
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import trio
@@ -121,7 +124,8 @@ class Play:
             return
         world.began_s = self._heap.now
         workload = Workload(world)
-        with trio.move_on_after(self._until_s if self._until_s is not None else float("inf")):
+        until_s = self._until_s if self._until_s is not None else float("inf")
+        with trio.move_on_after(until_s) as played, _ended_by_interrupt(partial(self._interrupt, played)):
             await self._trouble(world, workload)
             self._mend(world)
             await self._come_to_rest(world, workload)
@@ -132,6 +136,10 @@ class Play:
             "streams": world.streams.opened,
             "steps": self._fingerprint.steps,
         }
+
+    def _interrupt(self, played: trio.CancelScope) -> None:
+        self._facts["interrupted"] = True
+        played.cancel()
 
     def _violate(self, world: World, invariant: str, detail: str) -> None:
         self._violations.append(Violation(invariant, world.now_ms(), detail))
@@ -161,6 +169,7 @@ class Play:
         limit = self._heap.now + self._scenario.settle_s
         while self._settled_ms is None and self._heap.now < limit:
             await trio.sleep(LOOK_EVERY_S)
+            await _restart_conflicting(world)
             self._unsettled = await _what_is_open(world, workload.accepted)
             if not self._unsettled:
                 self._settled_ms = world.now_ms()
@@ -176,6 +185,22 @@ class Play:
             unsettled=self._unsettled,
         )
         self._judge.judge(rest)
+
+
+@contextmanager
+def _ended_by_interrupt(end: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C ends the run between two steps. As an exception it would hit whatever runs: a node, or SQLite's calls into
+    a drive, which would take it for a failing disk.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    token = trio.lowlevel.current_trio_token()
+    before = signal.signal(signal.SIGINT, lambda *_: token.run_sync_soon(end))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 async def _in_time(world: World, fault: Fault) -> None:
@@ -221,6 +246,13 @@ async def _what_is_open(world: World, accepted: Iterable[str]) -> str:
         ),
         "",
     )
+
+
+async def _restart_conflicting(world: World) -> None:
+    """What the alarm tells the operator: a restored host is restarted once, after the copy is gone."""
+    for host in world.running():
+        if host.node is not None and host.node.identity_conflict:
+            await host.restart()
 
 
 def _view(host: Host) -> str:
