@@ -25,10 +25,11 @@ from mesh.errors import (
     UnavailableError,
 )
 from node.streams.rpc_messages import error_code
-from tools import mesh_commands, node_commands, work_commands
+from tools import chaos_commands, mesh_commands, node_commands, work_commands
 from tools.output import escape, print_json
 from tools.session import (
     EXIT_CONFLICT,
+    EXIT_INTERRUPTED,
     EXIT_NEGATIVE,
     EXIT_OK,
     EXIT_UNREACHABLE,
@@ -42,8 +43,6 @@ from tools.session import (
     command,
     make_session,
 )
-
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 # Every other RelayMeshError, such as a task that does not exist, is a negative answer.
 _EXIT_CODES: tuple[tuple[type[RelayMeshError], int], ...] = (
@@ -182,6 +181,7 @@ def _bench(ctx: typer.Context) -> int:
 work_commands.register(app)
 node_commands.register(app)
 app.add_typer(mesh_commands.mesh_app, name="mesh")
+app.add_typer(chaos_commands.chaos_app, name="chaos")
 command(app, "demo", panel="Try")(_demo)
 # Every option after `bench` belongs to it, --help too.
 _AS_THEY_ARE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

@@ -24,6 +24,7 @@ EXIT_NEGATIVE = 1
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
 EXIT_CONFLICT = 4
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 Command = Callable[..., int]
 

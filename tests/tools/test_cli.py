@@ -155,7 +155,7 @@ def test_the_list_of_commands_has_no_summary_that_is_cut_off(relaymesh):
     listing = relaymesh("--help").out.split("Commands:")[1]
 
     assert [line for line in listing.splitlines() if line.endswith("...")] == []
-    assert {line.split()[0] for line in listing.splitlines() if line} == {*COMMANDS, "bench", "mesh"}
+    assert {line.split()[0] for line in listing.splitlines() if line} == {*COMMANDS, "bench", "chaos", "mesh"}
 
 
 def test_help_and_version_start_without_the_heavy_libraries():
