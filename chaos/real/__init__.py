@@ -3,7 +3,7 @@
 Everything here treats a node as its users do, by its command line, its control socket and its signals.
 
 - `driver`:     plays a scenario on real processes and judges what is seen from outside; `hunt` draws random ones
-- `processes`:  a cluster of real nodes, by default on loopback addresses of its own
+- `processes`:  a cluster of real nodes, by default on loopback addresses of its own (`networks`)
 - `lines`:      what lies between nodes; `firewall` cuts it by nftables rules, `tun_switch` carries every packet itself
 - `small_disk`: a disk that can be full
 - `trouble`:    the faults of a scenario, each at its time

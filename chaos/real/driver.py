@@ -102,6 +102,8 @@ def check(scenario: Scenario, driver: Driver) -> None:
         raise ConfigError(
             f"{scenario.name} is of scale {scenario.scale!r}; real processes play scenarios of scale 'node'"
         )
+    if scenario.pending:
+        raise ConfigError(f"{scenario.name} is pending, so real processes would show nothing new: {scenario.pending}")
     impossible = sorted({fault.kind for fault in scenario.faults} - set(_kinds_of(driver)))
     if impossible:
         raise ConfigError(_cannot_play(driver, impossible))

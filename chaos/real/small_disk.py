@@ -76,13 +76,16 @@ class SmallDisk:
 
 
 def sweep() -> list[str]:
-    """Unmount the disks of processes that ended without doing so, and name their places."""
+    """Unmount the disks of processes that ended without doing so, and name their places; what may not be stays."""
     swept = []
     for line in _MOUNTS.read_text().splitlines():
         source, place, *_ = line.split(" ")
         if is_stale(source):
             place = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), place)  # as spaces are written there
-            kernel.unmount(Path(place))
+            try:
+                kernel.unmount(Path(place))
+            except PermissionError:
+                continue  # another user's
             swept.append(place)
     return swept
 

@@ -202,7 +202,9 @@ class Trouble:
         if node in self._cluster.running() and node not in self._stopping:
             self._ended_by_us.add(node)
             self._cluster.resume(node)  # a process that stands still cannot stop in order
-            self._stopping[node] = _background(lambda: self._terminate(node))
+            thread = threading.Thread(target=self._terminate, args=(node,), daemon=True)
+            self._stopping[node] = thread  # before it can end and take itself out
+            thread.start()
 
     def _terminate(self, node: str) -> None:
         try:
@@ -246,7 +248,7 @@ class Trouble:
             with contextlib.suppress(RelayMeshError):  # it may be down: then nothing is bumped
                 self._cluster.admin(node, "cluster-epoch-bump", reason="chaos", actor="chaos")
 
-        _background(bump)
+        threading.Thread(target=bump, daemon=True).start()
 
     def _fill(self, fault: Fault) -> None:
         for node in fault.nodes:
@@ -282,9 +284,3 @@ def _once(do: Callable[[], None]) -> Callable[[], None]:
             do()
 
     return do_once
-
-
-def _background(work: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    return thread

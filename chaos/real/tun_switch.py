@@ -48,7 +48,7 @@ def available() -> str | None:
 class TunSwitch:
     """Networks for the nodes n = 1, 2, … and the lines between them, for the time of its `with` block.
 
-    It is a `processes.Network`, which a cluster takes its addresses from, and `lines.Lines` at once.
+    It is a `networks.Network`, which a cluster takes its addresses from, and `lines.Lines` at once.
     """
 
     def __init__(self, nodes: Sequence[str], *, seed: int, base: Conditions) -> None:

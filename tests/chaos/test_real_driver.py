@@ -53,6 +53,11 @@ def test_all_kinds_that_cannot_be_played_are_named_at_once():
     assert "the simulator (`relaymesh chaos run`) plays them all" in text
 
 
+def test_a_scenario_without_its_defence_is_refused():
+    with pytest.raises(ConfigError, match="trial is pending.*: keys cannot be rotated"):
+        check(scenario(pending="keys cannot be rotated"), "tun")
+
+
 def test_a_scenario_of_bare_engines_is_refused():
     with pytest.raises(ConfigError, match="scale 'protocol'"):
         check(scenario(scale="protocol"), "tun")

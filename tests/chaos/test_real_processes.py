@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from chaos.real import processes
+from chaos.real.networks import GOSSIP_PORT, LoopbackNetwork
 from chaos.real.processes import Cluster, leftovers, wait_until
 from mesh.errors import ConfigError, UnavailableError
 
@@ -176,17 +177,17 @@ def test_clusters_side_by_side_never_share_a_network(tmp_path):
 
 
 def test_a_network_on_which_nodes_still_run_is_not_taken(monkeypatch):
-    network = processes.LoopbackNetwork()
+    network = LoopbackNetwork()
     host = network.host(1)
     network.release()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as node:
-        node.bind((host, processes.GOSSIP_PORT))
+        node.bind((host, GOSSIP_PORT))
         with pytest.raises(OSError, match="in use"):
-            processes.LoopbackNetwork._check_unused(host)
+            LoopbackNetwork._check_unused(host)
 
 
 def test_a_network_has_253_hosts():
-    network = processes.LoopbackNetwork()
+    network = LoopbackNetwork()
     try:
         assert network.host(253).endswith(".253")
         with pytest.raises(ConfigError, match="253"):
