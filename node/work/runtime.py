@@ -196,8 +196,12 @@ class Runtime:
         if row.text("owner") == self._me and status is Status.RETRYING:
             self._due_changed.set()
             return 1  # its delay may be over already
-        if row.text("owner") == self._me and status is Status.RUNNING and row.integer("claim_life") < self._life:
-            self._strays_found.set()
+        if row.text("owner") == self._me and status is Status.RUNNING and not self._runs_of(row.key):
+            if row.integer("claim_life") == self._life:
+                # A host that was rolled back may count its starts as it did before: another process had our number.
+                self._commit_unknown.set()
+            else:
+                self._strays_found.set()
         # A parent that succeeded anywhere may have made several of our steps runnable.
         return row.integer("dependents") if status is Status.SUCCESS else 0
 
@@ -482,7 +486,10 @@ class Runtime:
                 await self._due_changed.wait()
 
     async def _sweep_orphans(self) -> None:
-        """After commits of unknown outcome: a claim may have been committed whose slot only saw the error."""
+        """Give back what is claimed in our name and life, but runs in no slot of ours.
+
+        A commit of unknown outcome may have claimed it, and its slot only saw the error.
+        """
         while True:
             await self._commit_unknown.wait()
             self._commit_unknown = trio.Event()
@@ -545,7 +552,7 @@ class Runtime:
 
         def recover(tx: Transaction) -> int:
             left = tx.select("steps", "owner = ? AND rank = 0 AND status = 'RUNNING' AND deleted = 0", (self._me,))
-            stale = [step for step in left if not self._runs_of(step.key) and step.integer("claim_life") < self._life]
+            stale = [step for step in left if not self._runs_of(step.key) and step.integer("claim_life") != self._life]
             return sum(
                 transitions.recover_own(tx, step, me=self._me, current_life=current_life) is not None for step in stale
             )
