@@ -23,7 +23,6 @@ from mesh.errors import RelayMeshError
 Player = Callable[[World, Fault], Awaitable[None]]
 
 BUMP_WAIT_S = 5.0
-SERVICE_GAP_S = 0.2
 
 
 async def play_fault(world: World, fault: Fault) -> None:
@@ -169,13 +168,6 @@ async def _starve(world: World, fault: Fault) -> None:
             host.resume()
 
 
-async def _restart(host: Host) -> None:
-    host.die("kill")
-    await host.until_ended()
-    await trio.sleep(SERVICE_GAP_S)
-    host.start()
-
-
 async def _settings(world: World, fault: Fault) -> None:
     for host in _hosts(world, fault):
         host.settings = {
@@ -183,7 +175,7 @@ async def _settings(world: World, fault: Fault) -> None:
             "gossipFanout": int(_number(fault, "fanout")),
             "gossipPacketTtl": int(_number(fault, "ttl")),
         }
-        await _restart(host)
+        await host.restart()
 
 
 # --- disks ---
@@ -277,7 +269,7 @@ async def _clone(world: World, fault: Fault) -> None:
     twin.die("kill")
     await twin.until_ended()
     # The operator has seen the alarm, removed the copy, and restarts the one that is meant to be.
-    await _restart(host)
+    await host.restart()
 
 
 # --- clocks ---
@@ -295,7 +287,7 @@ async def _clock_jump(world: World, fault: Fault) -> None:
     for host in _hosts(world, fault):
         host.clock.jump(_number(fault, "jump_s"))
         # What a process believes of the date it learns at its start.
-        await _restart(host)
+        await host.restart()
 
 
 async def _clock_drift(world: World, fault: Fault) -> None:

@@ -49,6 +49,7 @@ START_S = 0.3
 """From the start of a process to its first line of ours: an interpreter loads its modules."""
 RESTART_AFTER_S = 2.0
 """A node that ended by itself is started again after this, as systemd does."""
+RESTART_GAP_S = 0.2
 OPERATOR = PeerIdentity(role="operator", name="chaos")
 
 SAMPLE_EVERY_S = 2.0
@@ -327,6 +328,13 @@ class Host:
         elif not self.process.is_gone:
             self.die("kill")  # it is still loading its modules
         await self._ended.wait()
+
+    async def restart(self) -> None:
+        """Kill the process and start it again, as an operator does who changed something."""
+        self.die("kill")
+        await self._ended.wait()
+        await trio.sleep(RESTART_GAP_S)
+        self.start()
 
     def pause(self) -> None:
         """Stop the process in its tracks, as SIGSTOP does."""
