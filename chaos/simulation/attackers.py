@@ -100,7 +100,7 @@ def _poison(what: str, node_id: str, draws: random.Random, hlc: int) -> Row:
         values["status"] = "NONSENSE"
     elif what == "garbage":
         values = {"status": 7, "owner": b"\xff", "depends_on": "{", "attempt": -1}
-    row = Row(
+    return Row(
         table="steps",
         namespace="default",
         key=f"poison-{draws.getrandbits(32):08x}",
@@ -111,4 +111,3 @@ def _poison(what: str, node_id: str, draws: random.Random, hlc: int) -> Row:
         seq=1,
         values=values,  # type: ignore[arg-type]  # wrong on purpose
     )
-    return row

@@ -66,7 +66,7 @@ class Death:
 
 
 class InlineThread:
-    """`node.env.StoreThread` without a thread: calls take virtual time, one after the other, and then happen at once."""
+    """`node.env.StoreThread` without a thread: one call after the other takes virtual time, and then happens at once."""
 
     def __init__(self, process: Process, latency_s: Callable[[], float], now: Callable[[], float]) -> None:
         self._process = process

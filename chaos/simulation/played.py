@@ -17,7 +17,7 @@ import trio
 
 from chaos.coverage import Coverage
 from chaos.invariants import Judge
-from chaos.observations import Healed, Replica, Rest, Seen, Settled
+from chaos.observations import Healed, Replica, Rest, Settled
 from chaos.runs import RunResult, Violation
 from chaos.scenario import Fault, Scenario
 from chaos.simulation.clock import WorldClock
@@ -67,6 +67,7 @@ class Play:
         self._violations: list[Violation] = []
 
     def run(self) -> RunResult:
+        """Play it, and say what it came to."""
         began = time.process_time()
         with (
             seeded_scheduling(self._seed),
@@ -210,7 +211,7 @@ async def _in_time(world: World, fault: Fault) -> None:
 
 async def _until(condition: Callable[[], bool], limit_s: float) -> bool:
     with trio.move_on_after(limit_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - nothing tells when views of many nodes agree
             await trio.sleep(LOOK_EVERY_S / 5)
         return True
     return False

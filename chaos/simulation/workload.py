@@ -7,14 +7,13 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import trio
 
 from chaos.observations import ClientAnswered, ClientAsked
 from chaos.simulation.executor import AGENT, POISON, Work
 from chaos.simulation.world import World
 from mesh.errors import RelayMeshError
-
-import msgspec
 
 ANSWER_S = 8.0
 """A client that has heard nothing for so long does not know."""

@@ -32,7 +32,9 @@ class Net:
     async def serve(self, handler: Callable | None = None) -> None:
         async def keep(stream: SimulatedStream) -> None:
             self.served.append(stream)
-            await (handler(stream) if handler else trio.sleep_forever())
+            if handler:
+                await handler(stream)
+            await trio.sleep_forever()
 
         async def serve(*, task_status: trio.TaskStatus[Address]) -> None:
             try:
