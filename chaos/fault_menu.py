@@ -81,7 +81,7 @@ MENU: Mapping[str, FaultKind] = {
         weight=1,
         longest_s=20,
         options=_share("chance of each packet", 0.1),
-        scales=_SIMULATED,
+        scales=_EVERYWHERE,
     ),
     "delay": FaultKind(
         about="packets take longer",

@@ -39,8 +39,7 @@ Driver = Literal["loopback", "tun"]
 
 LINE_KINDS_OF: Mapping[Driver, tuple[str, ...]] = {
     "loopback": ("loss", "partition", "one-way", "isolate", "flap"),
-    # A flipped bit would not get past the kernel's checksums: to a node it is a lost packet.
-    "tun": tuple(kind for kind in LINE_KINDS if kind != "mutate"),
+    "tun": LINE_KINDS,
 }
 """What each driver can do to lines. To processes and disks all do the same."""
 

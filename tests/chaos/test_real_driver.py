@@ -54,7 +54,7 @@ def test_all_kinds_that_cannot_be_played_are_named_at_once():
 
 
 def test_a_scenario_without_its_defence_is_refused():
-    with pytest.raises(ConfigError, match="trial is pending.*: keys cannot be rotated"):
+    with pytest.raises(ConfigError, match=r"trial is pending.*: keys cannot be rotated"):
         check(scenario(pending="keys cannot be rotated"), "tun")
 
 

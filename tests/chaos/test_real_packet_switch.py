@@ -5,8 +5,10 @@ import threading
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from chaos.real.packet_switch import Count, Figures, Lay, Lift, PacketSwitch, Plan, serve
+from chaos.real.packet_switch import Count, Figures, Lay, Lift, PacketSwitch, Plan, mutated, serve
 from chaos.simulation.links import Conditions, Overlay, towards
 
 ADDRESSES = {"n0": "10.77.0.1", "n1": "10.77.0.2"}
@@ -96,6 +98,39 @@ def test_a_clog_holds_packets_until_it_is_lifted_by_its_number():
     assert wires.arrived[11] == []
     wires.switch.obey(Lift(3))
     assert wires.arrived[11] == [TO_N1]
+
+
+@pytest.mark.parametrize("protocol", [6, 17, 1])
+def test_what_carries_nothing_cannot_be_mutated(protocol):
+    empty = bytearray(packet(ADDRESSES["n0"], ADDRESSES["n1"], bytes(8 if protocol == 17 else 20)))
+    empty[9] = protocol
+    if protocol == 6:
+        empty[32] = 5 << 4  # the length of a TCP header, in words
+    assert mutated(bytes(empty), 0.5) == bytes(empty)
+
+
+@given(st.binary(min_size=1, max_size=50), st.floats(0, 1, exclude_max=True), st.sampled_from([6, 17]))
+def test_a_mutated_packet_differs_by_a_bit_and_its_checksum_is_right(payload, where, protocol):
+    header = bytearray(8 if protocol == 17 else 20)
+    if protocol == 6:
+        header[12] = 5 << 4
+    whole = bytearray(packet(ADDRESSES["n0"], ADDRESSES["n1"], bytes(header) + payload))
+    whole[9] = protocol
+    at = 20 + (6 if protocol == 17 else 16)
+    whole[at : at + 2] = (0xFFFF ^ ones_sum(whole[20:])).to_bytes(2, "big")
+    changed = mutated(bytes(whole), where)
+    differing = [a ^ b for a, b in zip(whole[20 + len(header) :], changed[20 + len(header) :], strict=True)]
+    assert sum(octet.bit_count() for octet in differing) == 1
+    assert ones_sum(changed[20:]) == 0xFFFF
+
+
+def ones_sum(segment):
+    """The sum that a receiver makes: all ones when the checksum is right (but for the pseudo-header, which stays)."""
+    padded = bytes(segment) + bytes(len(segment) % 2)
+    total = sum(int.from_bytes(padded[i : i + 2], "big") for i in range(0, len(padded), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
 
 
 def test_nobody_waits_for_one_who_sends_without_end():

@@ -259,7 +259,7 @@ def test_a_full_disk_excuses_a_refused_start_but_no_end_of_a_running_node(cluste
 
 
 def test_everything_that_is_played_is_on_the_menu_for_real_processes():
-    played = {*LINE_KINDS, *PROCESS_KINDS, *DISK_KINDS} - {"mutate", "power-cut"}
+    played = {*LINE_KINDS, *PROCESS_KINDS, *DISK_KINDS} - {"power-cut"}
     assert played == {kind for kind, entry in MENU.items() if "real" in entry.scales}
 
 

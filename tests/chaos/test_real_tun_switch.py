@@ -141,6 +141,30 @@ def test_copies_arrive_twice_and_reordered_packets_late(mesh):
     assert sorted(arrived) == [bytes([number]) for number in range(40)] != arrived
 
 
+def test_a_flipped_bit_gets_past_the_kernel_to_the_program(mesh):
+    mesh.switch.lay(Overlay(pairs=None, mutate=1.0))
+    for size in (8, 9):
+        mesh.send(0, 1, bytes(size))
+        (data,) = mesh.received(1)
+        assert sum(octet.bit_count() for octet in data) == 1
+        assert len(data) == size
+
+
+def test_a_flipped_bit_of_a_stream_gets_past_the_kernel_too(mesh):
+    stream = socket.SOCK_STREAM
+    with socket_in(mesh.switch, 2, stream) as listener, socket_in(mesh.switch, 1, stream) as ours:
+        listener.bind((mesh.switch.host(2), PORT))
+        listener.listen()
+        ours.settimeout(2)
+        ours.connect(listener.getsockname())
+        mesh.switch.lay(Overlay(pairs=None, mutate=1.0))
+        theirs, _ = listener.accept()
+        with theirs:
+            theirs.settimeout(2)
+            ours.sendall(bytes(101))
+            assert sum(octet.bit_count() for octet in theirs.recv(200)) == 1
+
+
 def test_a_clog_holds_everything_until_it_ends(mesh):
     clog = Overlay(pairs=towards(["n0"], ["n1"]), clogged=True)
     mesh.switch.lay(clog)
