@@ -117,7 +117,7 @@ def notes_on(scenario: Scenario, driver: Driver) -> list[str]:
     if any(fault.kind == "power-cut" for fault in scenario.faults):
         notes.append("a power-cut is played as a kill: the host keeps its power, so nothing unsynced is lost")
     net = scenario.net
-    if driver == "loopback" and (net.duplicate or net.reorder or net != NetSpec(loss=net.loss)):
+    if driver == "loopback" and net != NetSpec(loss=net.loss):
         notes.append("of [net], the loopback driver plays loss only; --driver tun plays all of it")
     if scenario.clock != ClockSpec():
         notes.append("[clock] is not played: all nodes share the host's clock")
@@ -174,10 +174,7 @@ class _Play:
 
     def run(self) -> RunResult:
         began, cpu_began_s = time.monotonic(), _cpu_s()
-        notes = notes_on(self._scenario, self._driver)
-        self._seen.facts |= {"driver": self._driver, "notes": notes}
-        for note in notes:
-            self._progress(f"note: {note}")
+        self._seen.facts |= {"driver": self._driver, "notes": notes_on(self._scenario, self._driver)}
         self._journal.mkdir(parents=True)
         with _stage(self._scenario, self._driver, self._directory) as stage:
             try:
