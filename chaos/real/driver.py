@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from chaos.coverage import Coverage
 from chaos.line_faults import LINE_KINDS
+from chaos.observations import Seen
 from chaos.real import agents, firewall, kernel, observed, small_disk, tun_switch
 from chaos.real.clients import Client, Ledger
 from chaos.real.evidence import Evidence, Replica, bad_lines, damage, read_journals, read_replica
@@ -28,7 +30,7 @@ from chaos.real.small_disk import SmallDisk
 from chaos.real.trouble import DISK_KINDS, PROCESS_KINDS, Trouble
 from chaos.real.tun_switch import TunSwitch
 from chaos.real.verdict import judge
-from chaos.runs import RunResult, TimelineEvent, Violation
+from chaos.runs import RunResult, Violation
 from chaos.scenario import ClockSpec, DiskSpec, NetSpec, Scenario
 from chaos.simulation import seeds
 from chaos.simulation.links import Conditions, Overlay
@@ -183,17 +185,20 @@ class _Play:
                 self._interrupted(stage)
             self._seen.facts |= stage.lines.figures()
             self._seen.logs = {node: _last_lines(spec.log) for node, spec in stage.cluster.nodes.items()}
-            timeline = self._timeline(stage.cluster)
+            timeline, coverage = TimelineKeeper(), Coverage()
+            for each in self._observations(stage.cluster):
+                timeline.see(each)
+                coverage.see(each)
         return RunResult(
             scenario=self._scenario,
             violations=self._seen.violations,
-            coverage={},
+            coverage=coverage.counts,
             trace_hash="",
             simulated_s=round(time.monotonic() - began, 3),
             cpu_s=round(_cpu_s() - cpu_began_s, 3),
             healed_ms=self._ms(self._seen.ended_at),
             settled_ms=self._seen.settled_ms,
-            timeline=timeline,
+            timeline=timeline.events(),
             logs=self._seen.logs,
             facts=self._seen.facts,
         )
@@ -310,7 +315,7 @@ class _Play:
         self._seen.ended_at = time.time()
         self._seen.facts["interrupted"] = True
 
-    def _timeline(self, cluster: Cluster) -> list[TimelineEvent]:
+    def _observations(self, cluster: Cluster) -> list[Seen]:
         seen, clock = self._seen, observed.Clock(self._seen.whole_at or time.time())
         told = [
             observed.of_faults(self._scenario.faults, self._ms(seen.ended_at) / 1000),
@@ -318,10 +323,9 @@ class _Play:
             observed.of_runs(read_journals(self._journal), seen.replica, clock),
             *(observed.of_log(node, spec.log, clock) for node, spec in cluster.nodes.items()),
         ]
-        keeper = TimelineKeeper()
-        for each in observed.in_order(*told):
-            keeper.see(each)
-        return list(keeper.events())
+        if seen.replica is not None:
+            told.append(observed.of_rows(seen.replica, clock))
+        return observed.in_order(*told)
 
     def _ms(self, wall: float) -> float:
         return observed.Clock(self._seen.whole_at).ms(wall) if self._seen.whole_at else 0.0

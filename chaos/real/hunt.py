@@ -123,8 +123,10 @@ def main(arguments: list[str] | None = None) -> int:
         _say(_summary(seed, result))
         if result.violations:
             _say(f"  kept in {directory}")
-            for line in [*map(describe, result.scenario.faults), *map(str, result.violations)]:
-                _say(f"  {line}")
+            for fault in result.scenario.faults:
+                _say(f"  {fault.at_s:6.2f} s  {describe(fault)}")
+            for violation in result.violations:
+                _say(f"  {violation}")
         else:
             shutil.rmtree(directory)
     return 1 if found else 0

@@ -15,8 +15,10 @@ from pathlib import Path
 from chaos.observations import (
     ClientAnswered,
     ClientAsked,
+    Committed,
     FaultBegan,
     FaultEnded,
+    HostEnded,
     Logged,
     MemberSeen,
     RunEnded,
@@ -29,12 +31,14 @@ from chaos.scenario import Fault
 from mesh.effects import MemberChanged
 from mesh.rows import Row
 from node.env import Job
+from node.storage.transaction import Change
 from node.work.history import Action
 
 _LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) \S+ (\w+) (\S+): (.*)")
 _TIME = "%Y-%m-%d %H:%M:%S"
 _MEMBER = re.compile(r"member (\S+): (\S+) -> (\S+) \((.*)\)")
 _LEVELS = {"WARNING": 30, "ERROR": 40, "CRITICAL": 50}
+_ENDS_OF_HOSTS = {"kill": "kill", "stop": "stop", "power-cut": "kill", "settings": "kill"}
 _OUTCOMES = {Action.FAILED: "failed", Action.LOST: "killed", Action.TAKEN_OVER: "killed"}
 
 
@@ -56,11 +60,14 @@ def in_order(*told: Iterable[Seen]) -> list[Seen]:
 
 
 def of_faults(faults: Sequence[Fault], until_s: float) -> Iterator[Seen]:
-    """The schedule, as far as it was played: faults happen at their times, within some milliseconds."""
+    """The schedule, as far as it was played, and the ends of processes in it: they happen within some milliseconds."""
     for fault in faults:
         if fault.at_s <= until_s:
             yield FaultBegan(at_ms=fault.at_s * 1000, fault=fault)
             yield FaultEnded(at_ms=min(fault.until_s, until_s) * 1000, fault=fault)
+            if fault.kind in _ENDS_OF_HOSTS:
+                for node in fault.nodes:
+                    yield HostEnded(at_ms=fault.at_s * 1000, host=node, how=_ENDS_OF_HOSTS[fault.kind])
 
 
 def of_calls(calls: Sequence[Call], clock: Clock) -> Iterator[Seen]:
@@ -119,13 +126,24 @@ def of_runs(runs: Sequence[AgentRun], replica: Replica | None, clock: Clock) -> 
         yield RunEnded(at_ms=at_ms, host=run.node, job=job, outcome=outcome)
 
 
+def of_rows(replica: Replica, clock: Clock) -> Iterator[Seen]:
+    """What the mesh itself recorded: its history, and how steps ended; at the times and by the nodes in the rows."""
+    for row in (*replica.table("history"), *replica.table("steps")):
+        change = Change(before=None, after=row, local=True)
+        yield Committed(at_ms=_stamped_ms(row, clock), host=row.node, changes=(change,), written=(), synced=True)
+
+
+def _stamped_ms(row: Row, clock: Clock) -> float:
+    return clock.ms((row.hlc >> 16) / 1000)
+
+
 def _end(run: AgentRun, event: Row | None, clock: Clock) -> tuple[float, str]:
     if run.ended_at is not None:
         return clock.ms(run.ended_at), "success"
     if event is None:
         return clock.ms(run.at), "unknown"
     action = Action(event.text("action"))
-    return clock.ms((event.hlc >> 16) / 1000), _OUTCOMES.get(action, str(action))
+    return _stamped_ms(event, clock), _OUTCOMES.get(action, str(action))
 
 
 def _job(run: AgentRun, step: Row | None) -> Job:

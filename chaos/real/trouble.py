@@ -81,6 +81,7 @@ class Trouble:
         self._still: Counter[str] = Counter()  # faults that keep it paused
         self._ended_by_us: set[str] = set()
         self._stopping: dict[str, threading.Thread] = {}
+        self._cut_short: set[str] = set()  # killed while they stopped
         self._was_full: set[str] = set()
         self._not_before: dict[str, float] = {}  # when a node that ended by itself may start again
         self.record = Record()
@@ -195,6 +196,8 @@ class Trouble:
         self._down[node] += 1
         if node in self._cluster.running():
             self._ended_by_us.add(node)
+            if node in self._stopping:
+                self._cut_short.add(node)
             self._cluster.kill(node)
 
     def _stop(self, node: str) -> None:
@@ -208,16 +211,18 @@ class Trouble:
 
     def _terminate(self, node: str) -> None:
         try:
-            code = self._cluster.terminate(node)
-            # A process that is still loading its modules ends as the kernel sees fit.
-            self.record.exit_codes.append((node, 0 if code == -signal.SIGTERM else code))
+            code: int | str = self._cluster.terminate(node)
         except TimeoutError as error:
-            self.record.exit_codes.append((node, str(error)))
+            code = str(error)
             self._cluster.kill(node)
         except ConfigError:
-            pass  # another fault killed it first
-        finally:
-            del self._stopping[node]
+            code = 0  # another fault had killed it already
+        # A process that is still loading its modules ends as the kernel sees fit, and one that is killed at once.
+        if node in self._cut_short or code == -signal.SIGTERM:
+            code = 0
+        self._cut_short.discard(node)
+        self.record.exit_codes.append((node, code))
+        del self._stopping[node]
 
     def _raise(self, node: str) -> None:
         self._down[node] = max(0, self._down[node] - 1)

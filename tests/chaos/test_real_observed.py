@@ -3,7 +3,17 @@
 import json
 import time
 
-from chaos.observations import ClientAnswered, ClientAsked, FaultBegan, FaultEnded, Logged, MemberSeen, RunEnded
+from chaos.coverage import Coverage
+from chaos.observations import (
+    ClientAnswered,
+    ClientAsked,
+    FaultBegan,
+    FaultEnded,
+    HostEnded,
+    Logged,
+    MemberSeen,
+    RunEnded,
+)
 from chaos.real import observed
 from chaos.real.clients import Call
 from chaos.real.evidence import AgentRun, Replica, read_journals
@@ -27,6 +37,7 @@ def test_faults_are_told_as_far_as_they_were_played():
     assert list(observed.of_faults(faults, until_s=3)) == [
         FaultBegan(at_ms=1_000, fault=faults[0]),
         FaultEnded(at_ms=3_000, fault=faults[0]),
+        HostEnded(at_ms=1_000, host="n0", how="kill"),
     ]
 
 
@@ -75,6 +86,20 @@ def test_a_run_ends_when_its_agent_or_else_the_history_says_so(tmp_path):
     assert [end.outcome for end in blind] == ["unknown", "success", "unknown"]
 
 
+def test_rows_tell_when_and_by_whom_they_were_stamped_and_what_was_met():
+    rows = [
+        row("steps", "s", hlc=int((NOW + 3) * 1000) << 16, status="DEAD_LETTER", last_error="doomed", owner="n0"),
+        row("history", "e", hlc=int((NOW + 2) * 1000) << 16, action="taken_over", detail="{}"),
+        row("tasks", "t", step_count=1),
+    ]
+    replica = Replica(rows={(r.table, r.namespace, r.key): r for r in rows}, sums={}, queued={}, quarantine=[])
+    told, coverage = list(observed.of_rows(replica, CLOCK)), Coverage()
+    assert [(seen.at_ms, seen.host) for seen in told] == [(2_000, "n0"), (3_000, "n0")]
+    for seen in told:
+        coverage.see(seen)
+    assert coverage.counts == {"taken-over": 1, "dead-letter": 1}
+
+
 def test_everything_becomes_a_timeline(tmp_path):
     (tmp_path / "n0").write_text(f"start s 1 f1 {NOW + 1:.3f}\nend s 1 f1 {NOW + 1.5:.3f}\n")
     call = Call("n1", "submit", json.loads("{}"), NOW + 0.5, NOW + 0.6, {"taskId": "t"}, "", "")
@@ -89,4 +114,5 @@ def test_everything_becomes_a_timeline(tmp_path):
         ("clients", 500, 600),
         ("faults", 1_000, 5_000),
         ("leases", 1_000, 1_500),
+        ("membership", 1_000, None),
     ]
