@@ -19,6 +19,7 @@ from mesh.messages import (
     Digest,
     Item,
     Nack,
+    Outline,
     Ping,
     PingRequest,
     Rumor,
@@ -39,6 +40,7 @@ _KINDS: dict[type[Item], int] = {
     Digest: 7,
     VectorHint: 8,
     Rumor: 9,
+    Outline: 10,
 }
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -1,8 +1,9 @@
 """What members say to each other, item by item: probes and their answers, calls, rumors, digests and repairs.
 
-Promises: an answer to a call (a packet for whoever listens) is never larger than the call but for our own record. A
-digest is answered by at most `REPAIR_PACKETS_MAX` packets of what its sender lacks and at most one digest, and an
-answering digest by none. What is told about members goes through `mesh.verdicts`; nothing here changes the table.
+Promises: an answer to a call (a packet for whoever listens) is never larger than the call but for our own record. An
+outline is answered by at most `OUTLINE_DIGESTS_MAX` digests, a digest by at most `REPAIR_PACKETS_MAX` packets of what
+its sender lacks and at most one digest, and an answering digest by none. What is told about members goes through
+`mesh.verdicts`; nothing here changes the table.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mesh.messages import (
     Digest,
     Item,
     Nack,
+    Outline,
     Ping,
     PingRequest,
     Rumor,
@@ -32,6 +34,7 @@ from mesh.messages import (
     VectorHint,
 )
 from mesh.outbox import ANYONE, Outbox
+from mesh.outlines import Outlines
 from mesh.own_record import OwnRecord
 from mesh.records import MemberRecord
 from mesh.redial import Call, Redial
@@ -40,6 +43,7 @@ from mesh.sealing import PACKET_OVERHEAD_BYTES, SealedPacket, receiver_tag
 from mesh.vector_watch import VectorWatch
 from mesh.verdicts import Verdicts
 
+OUTLINE_DIGESTS_MAX = 3  # answered to one outline; views that differ in more ranges meet again soon
 REPAIR_PACKETS_MAX = 3  # answered to one digest: nine records; whoever needs more asks again at once
 
 
@@ -70,6 +74,7 @@ class Conversation:
         self._vectors = vectors
         self._outbox = outbox
         self._rng = rng
+        self._outlines = Outlines(members)
         self._leave_calls: dict[int, None] = {}
 
     # --- Unasked ----------------------------------------------------------------------------------------------------
@@ -97,9 +102,9 @@ class Conversation:
         encoded.append(codec.encode_item(self._digest(left)))
         self._outbox.seal(call.address, ANYONE, codec.join_items(encoded))
 
-    def offer_digest(self, member: Member) -> None:
+    def offer_outline(self, member: Member) -> None:
         """Begin an anti-entropy exchange."""
-        self._outbox.send(member, [self._digest(BODY_SPACE_BYTES)])
+        self._outbox.send(member, [self._outlines.own()])
 
     def correct(self, stale: MemberRecord, known: Member) -> None:
         """Show a caller the record of its own later life, with ours so that it knows who speaks."""
@@ -136,6 +141,8 @@ class Conversation:
                 self._verdicts.hear_claim(item, sender, None, now)
             case Digest():
                 self._hear_digest(item, sender, packet, now)
+            case Outline():
+                self._hear_outline(item, sender)
             case VectorHint():
                 if self._vectors.on_hint(item.vector):
                     self._outbox.emit(VectorDiffers(sender.node_id))
@@ -190,7 +197,7 @@ class Conversation:
         called = self._redial.on_answer(ack.nonce, sender.node_id)
         # Now that the receiver's life is known, the exchange that a call may not carry can begin.
         if called and not self._own.left:
-            self.offer_digest(sender)
+            self.offer_outline(sender)
         return said_goodbye or probed or relayed is not None or called
 
     def _ping_for(self, request: PingRequest, requester: Member, now: float) -> None:
@@ -222,6 +229,12 @@ class Conversation:
             self._news.relay(rumor)
             self._outbox.emit(RumorReceived(rumor.topic, rumor.payload, sender.node_id))
 
+    def _hear_outline(self, outline: Outline, sender: Member) -> None:
+        """Show the sender our view of those ranges in which its own is another one; it answers with what we lack."""
+        differing = self._outlines.differing(outline)
+        for low, high in self._rng.sample(differing, min(OUTLINE_DIGESTS_MAX, len(differing))):
+            self._outbox.send(sender, [self._digest_of(low, high, answer=False)])
+
     def _hear_digest(self, digest: Digest, sender: Member, packet: SealedPacket, now: float) -> None:
         difference = digests.compare(self._members.in_tag_order(), digest, self._members.own)
         self._verdicts.hear_view_of_us(difference.of_us, now)
@@ -229,7 +242,7 @@ class Conversation:
             return  # a call: answered with our own digest, which the caller answers under our receiver tag
         self._repair(sender, difference.ours_newer, now)
         if difference.theirs_newer and not digest.answer:
-            self._outbox.send(sender, [self._digest(BODY_SPACE_BYTES, digest)])
+            self._outbox.send(sender, [self._digest_of(digest.low, digest.high, answer=True)])
 
     def _repair(self, receiver: Member, newer: list[Member], now: float) -> None:
         """Send what the receiver lacks, as far as a few packets carry it."""
@@ -254,10 +267,14 @@ class Conversation:
             if packet:
                 self._outbox.send_body(receiver, codec.join_items(packet))
 
-    def _digest(self, space: int, answered: Digest | None = None) -> Digest:
-        low, high = (answered.low, answered.high) if answered is not None else digests.full_range(self._rng)
+    def _digest(self, space: int) -> Digest:
+        """As much of our view as fits, from a random member on."""
+        low, high = digests.full_range(self._rng)
+        return digests.make_digest(self._members.in_tag_order(), low=low, high=high, space=space, answer=False)
+
+    def _digest_of(self, low: bytes, high: bytes, *, answer: bool) -> Digest:
         members = self._members.in_tag_order()
-        return digests.make_digest(members, low=low, high=high, space=space, answer=answered is not None)
+        return digests.make_digest(members, low=low, high=high, space=BODY_SPACE_BYTES, answer=answer)
 
     def _nonce(self) -> int:
         return self._rng.getrandbits(NONCE_BITS)

@@ -46,7 +46,7 @@ def make_digest(members: Sequence[Member], *, low: bytes, high: bytes, space: in
     if len(inside) > entries_max:
         inside = inside[:entries_max]
         high = _short(inside[-1])
-    return Digest(low, high, answer, b"".join(map(_entry, inside)))
+    return Digest(low, high, answer, b"".join(map(encode_entry, inside)))
 
 
 def full_range(rng: random.Random) -> tuple[bytes, bytes]:
@@ -94,7 +94,8 @@ def _newer_than(ours: View, theirs: View | None) -> int:
     return (first > second) - (first < second)
 
 
-def _entry(member: Member) -> bytes:
+def encode_entry(member: Member) -> bytes:
+    """What a digest says of one member."""
     return _ENTRY.pack(_short(member), *_view(member))
 
 

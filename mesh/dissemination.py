@@ -6,6 +6,7 @@ there is no tick and nothing is sent. The first news after a quiet interval is d
 
 from __future__ import annotations
 
+import math
 import random
 
 from mesh.codec import BODY_OVERHEAD_BYTES, ITEMS_MAX, encode_claim, encode_item
@@ -32,6 +33,7 @@ class Dissemination:
         self._number = rng.getrandbits(62)
         self._ticked_at = float("-inf")
         self._hint = False
+        self._turn = 0
         self.ttl_exhausted = 0
 
     def is_new(self, rumor: Rumor, now: float) -> bool:
@@ -73,8 +75,7 @@ class Dissemination:
 
     def tick(self, vector: bytes, now: float) -> tuple[list[Member], TickPlan]:
         """Choose receivers and what each of them is told, and account for it."""
-        others = self._members.active_others()
-        receivers = self._rng.sample(others, min(self._profile.fanout, len(others)))
+        receivers = self._receivers()
         first = [encode_item(VectorHint(vector))] if self._hint and vector else []
         plan = plan_tick(first, self._membership, self._topics, space=BODY_SPACE_BYTES, items_max=ITEMS_MAX)
         budget = self._profile.rumor_sends(self._members.size())
@@ -82,6 +83,23 @@ class Dissemination:
         self._topics.sent(plan.topics, len(receivers), budget)
         self._ticked_at, self._hint = now, False
         return receivers, plan
+
+    def _receivers(self) -> list[Member]:
+        """One random member; the others are next neighbours on the ring of tags, in turn.
+
+        Randomness alone leaves somebody out now and then, however often all send: at 20 % loss one in a hundred rumors
+        missed one of 100 members. So that nobody depends on luck, each member is told by those before it on the ring.
+        """
+        others = self._members.active_others()
+        fanout = min(self._profile.fanout, len(others))
+        neighbours = max(0, fanout - 1)
+        # As many as a rumor is told in all its ticks: each of them hears it once from us.
+        ticks = math.ceil(self._profile.rumor_sends(len(others) + 1) / max(1, fanout))
+        ring = self._members.successors(neighbours * ticks)
+        chosen = [ring[(self._turn + index) % len(ring)] for index in range(neighbours)]
+        self._turn += neighbours
+        spare = self._rng.sample(others, fanout)
+        return chosen + [member for member in spare if member not in chosen][: fanout - neighbours]
 
     def spreading(self, subject: bytes) -> bool:
         """True while news about this member still has budget here."""

@@ -334,12 +334,11 @@ class Gossip:
         self._forget_pruned(now)
 
     def _synchronize(self, now: float) -> None:
-        every_s = self.profile.sync_every_s(self.members.size())
         # Jitter keeps members that started together from synchronizing in step for ever.
-        self._sync_at = now + every_s * (1 + self._rng.random() / 4)
+        self._sync_at = now + self.profile.sync_interval_s * (1 + self._rng.random() / 4)
         alive = [member for member in self.members.active_others() if member.status is Status.ALIVE]
         if alive:
-            self._conversation.offer_digest(self._rng.choice(alive))
+            self._conversation.offer_outline(self._rng.choice(alive))
         self._forget_pruned(now)
 
     def _gossip(self, now: float) -> None:

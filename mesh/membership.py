@@ -12,6 +12,7 @@ import enum
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 
 from mesh.identity import Certificate
 from mesh.ids import Address, Life
@@ -94,7 +95,7 @@ class Membership:
         self._forgotten: dict[bytes, tuple[int, int]] = {}
         self._gone: list[str] = []
         self.version = 0
-        """Rises with every change of a status, life or address, and whenever the set of members changes."""
+        """Rises with every change of a status, life, incarnation or address, and when a member comes or goes."""
         self._active_others: list[Member] | None = None
         self._in_tag_order = [self._own]
         # Asked for with every packet, so they are kept and not looked for.
@@ -132,6 +133,18 @@ class Membership:
             self._active_others = [m for m in self._by_id.values() if m.active and m is not self._own]
         return self._active_others
 
+    def successors(self, count: int) -> list[Member]:
+        """The ALIVE and SUSPECT members next after this node in tag order, which is a ring; all of them when few."""
+        ring = self._in_tag_order
+        start = bisect_left(ring, self._own.tag, key=_tag) + 1
+        found: list[Member] = []
+        for member in chain(ring[start:], ring[: start - 1]):
+            if len(found) >= count:
+                break
+            if member.active:
+                found.append(member)
+        return found
+
     def size(self) -> int:
         """Members that are not gone, this node included: the `n` of all formulas."""
         return len(self.active_others()) + 1
@@ -148,6 +161,7 @@ class Membership:
         """Put our own new record in place; nobody else may write it."""
         assert record.node_id == self._own.node_id
         _overwrite(self._own, record)
+        self.version += 1
         if record.body.left:
             self._set_status(self._own, Status.LEFT, now)
 
@@ -163,7 +177,7 @@ class Membership:
         if record.body.left:
             return self._leave(member, record, now)
         if member.status is Status.LEFT:
-            member.incarnation = max(member.incarnation, record.body.incarnation)
+            self._raise_incarnation(member, record.body.incarnation)
             return None
         # Two processes of one life are a cloned disk. Any order will do, so long as all nodes choose the same one
         # and each clone comes to see the other's record.
@@ -298,6 +312,11 @@ class Membership:
         # Those who are gone themselves were perhaps on the far side of a cut, and speak for nobody here.
         live = [name for name in member.dead_claims if (accuser := self._by_id.get(name)) and accuser.active]
         return len(live) >= self._profile.dead_accusers
+
+    def _raise_incarnation(self, member: Member, seen: int) -> None:
+        if seen > member.incarnation:
+            member.incarnation = seen
+            self.version += 1
 
     def _set_status(self, member: Member, status: Status, now: float) -> None:
         member.status = status

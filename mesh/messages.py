@@ -16,6 +16,8 @@ NONCE_BITS = 63  # msgpack's signed range, which every decoder reads
 INCARNATION_MAX = (1 << 32) - 1  # four bytes in a digest entry; one refutation a second lasts 136 years
 DIGEST_VECTOR_BYTES = 8
 RANGE_BYTES = 8  # the first bytes of a node tag, which order members in digests
+OUTLINE_HASH_BYTES = 8
+OUTLINE_RANGES_MAX = 64
 RECORD_BYTES_MAX = 512  # a signed record: certificate and signatures 250, name 32, two host names of 100
 CLAIM_BYTES_MAX = 128  # 54 now; the rest is for a newer release
 PUBLISH_BYTES_MAX = 900  # payload of a published topic; leaves 200 bytes of a packet for probes and claims
@@ -105,6 +107,14 @@ class Digest(msgspec.Struct, frozen=True, array_like=True):
     entries: Annotated[bytes, msgspec.Meta(max_length=1_200)]
 
 
+class Outline(msgspec.Struct, frozen=True, array_like=True):
+    """The sender's view of all members, as one hash per range of tags, see `mesh.outlines`."""
+
+    hashes: Annotated[
+        bytes, msgspec.Meta(min_length=OUTLINE_HASH_BYTES, max_length=OUTLINE_HASH_BYTES * OUTLINE_RANGES_MAX)
+    ]
+
+
 class VectorHint(msgspec.Struct, frozen=True, array_like=True):
     """My replica has just changed by more than rumors carry; its digest is now this."""
 
@@ -132,4 +142,4 @@ class Rumor(msgspec.Struct, frozen=True, array_like=True):
     payload: Annotated[bytes, msgspec.Meta(max_length=1_200)]
 
 
-Item = Ping | Ack | PingRequest | Nack | SignedRecord | Claim | Digest | VectorHint | Rumor
+Item = Ping | Ack | PingRequest | Nack | SignedRecord | Claim | Digest | VectorHint | Rumor | Outline

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 RUMOR_SENDS_MIN = 12
 _RUMOR_SENDS_PER_DECADE = 4
 
-# Hops seen without any cap: at most 12 at 1,000 members. The cap only stops a rumor that would go round for ever.
-_HOP_TTL_SMALL = 8
-_HOP_TTL_LARGE = 12
+# The cap only stops a rumor that would go round for ever. It must not stop one before: an idle node relays at once, so
+# the first wave makes its hops in milliseconds, and with 8 of them up to 29 of 100 members could pass nothing on.
+_HOP_TTL_SMALL = 12
+_HOP_TTL_LARGE = 16
 _LARGE_MESH = 300
 
 # An unconfirmed suspicion waits this many times longer than a confirmed one (Lifeguard): the suspecting node may be
@@ -25,9 +26,6 @@ SUSPICION_MAX_FACTOR = 6
 
 # A rumor reaches everyone, and the answer comes back, in at most 1 s each at 100 members of the `lan` profile.
 REFUTE_PROBE_INTERVALS = 2
-
-# Above this size a digest exchange with one random peer costs more, so it happens less often.
-_SYNC_STRETCH_ABOVE = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +45,7 @@ class Profile:
     suspicion_mult: int
     """Shortest suspicion, in probe intervals (times log10 of the mesh's size)."""
     sync_interval_s: float
-    """Period of membership anti-entropy with one random member."""
+    """Period of membership anti-entropy with one random member, before jitter."""
     redial_interval_s: float
     """Period in which seeds without a member, and DEAD members, are tried again, for ever."""
     suspect_after_s: float | None = None
@@ -55,7 +53,7 @@ class Profile:
     dead_after_s_override: float | None = None
     """Overrides the shortest suspicion. None: computed from `suspicion_mult`."""
     hop_ttl_override: int | None = None
-    """Overrides the hop cap of rumors. None: 8, and 12 above 300 members."""
+    """Overrides the hop cap of rumors. None: 12, and 16 above 300 members."""
     dead_accusers: int = 3
     """When this many distinct live members say DEAD, only the time to refute is waited for."""
     dedup_entries: int = 4_096
@@ -93,12 +91,6 @@ class Profile:
         if self.hop_ttl_override is not None:
             return self.hop_ttl_override
         return _HOP_TTL_LARGE if n > _LARGE_MESH else _HOP_TTL_SMALL
-
-    def sync_every_s(self, n: int) -> float:
-        """Period of anti-entropy at this size, before jitter."""
-        if n <= _SYNC_STRETCH_ABOVE:
-            return self.sync_interval_s
-        return self.sync_interval_s * (math.ceil(math.log2(n) - 5) + 1)
 
 
 LOCAL = Profile(

@@ -12,6 +12,7 @@ from mesh.messages import (
     Digest,
     Item,
     Nack,
+    Outline,
     Ping,
     PingRequest,
     Reason,
@@ -27,6 +28,7 @@ BYTE = st.integers(0, 255)
 RANGE_END = st.binary(min_size=8, max_size=8)
 INCARNATION = st.integers(0, 2**32 - 1)
 ITEM = st.one_of(
+    st.builds(Outline, st.binary(min_size=8, max_size=512)),
     st.builds(Ping, NONCE, VECTOR),
     st.builds(Ack, NONCE, VECTOR),
     st.builds(PingRequest, NONCE, TAG),

@@ -44,6 +44,19 @@ def test_a_rumor_leaves_a_node_as_often_as_its_budget_says() -> None:
     assert news.next_deadline() == float("inf")
 
 
+def test_a_rumor_is_told_to_each_next_neighbour_on_the_ring_whatever_chance_says() -> None:
+    members = table(*(f"m{index}" for index in range(40)))
+    news = spreading(members)
+    news.tell_topic(1, b"x", None, 100.0)
+    told: list[str] = []
+    while news.queued:
+        receivers, _ = news.tick(b"", 100.0)
+        assert len({receiver.node_id for receiver in receivers}) == LOCAL.fanout
+        told += [receiver.node_id for receiver in receivers]
+    assert {neighbour.node_id for neighbour in members.successors(8)} <= set(told)
+    assert len(told) == LOCAL.rumor_sends(41)
+
+
 def test_without_anyone_to_tell_news_waits() -> None:
     news = spreading(table())
     news.tell_topic(1, b"x", None, 100.0)

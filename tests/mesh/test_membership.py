@@ -223,3 +223,17 @@ def test_the_own_record_is_changed_by_ourselves_only() -> None:
     with pytest.raises(AssertionError):
         members.apply_record(record("a", boot=2), 2.0)
     assert members.by_tag(node_tag("a")) is members.own
+
+
+def test_successors_follow_on_the_ring_of_tags_and_pass_over_the_dead() -> None:
+    names = [f"m{index}" for index in range(10)]
+    members = table(*names)
+    ring = sorted(["a", *names], key=node_tag)
+    own = ring.index("a")
+    after = [*ring[own + 1 :], *ring[:own]]
+    assert [m.node_id for m in members.successors(3)] == after[:3]
+    members.accuse(claim(member(members, after[0])), "m1", 1.0)
+    assert [m.node_id for m in members.suspected()] == after[:1]
+    members.declare_dead(member(members, after[0]), Reason.SUSPICION_EXPIRED, "a", 2.0)
+    assert ([m.node_id for m in members.suspected()], [m.node_id for m in members.dead()]) == ([], after[:1])
+    assert [m.node_id for m in members.successors(99)] == after[1:]

@@ -15,13 +15,9 @@ def test_rumors_are_sent_at_least_twelve_times() -> None:
     assert [LAN.rumor_sends(n) for n in (1, 3, 100, 998, 1_000, 99_999)] == [12, 12, 12, 12, 16, 20]
 
 
-def test_hops_are_capped_at_eight_and_in_large_meshes_at_twelve() -> None:
-    assert [LAN.hop_ttl(n) for n in (2, 300, 301)] == [8, 8, 12]
+def test_hops_are_capped_at_twelve_and_in_large_meshes_at_sixteen() -> None:
+    assert [LAN.hop_ttl(n) for n in (2, 300, 301)] == [12, 12, 16]
     assert dataclasses.replace(LAN, hop_ttl_override=2).hop_ttl(1_000) == 2
-
-
-def test_anti_entropy_slows_down_above_thirty_two_members() -> None:
-    assert [LAN.sync_every_s(n) / LAN.sync_interval_s for n in (2, 32, 33, 64, 65, 1_000)] == [1, 1, 2, 2, 3, 6]
 
 
 def test_confirmations_are_wanted_only_where_enough_members_could_confirm() -> None:
