@@ -236,10 +236,12 @@ class Conversation:
             self._outbox.send(sender, [self._digest_of(low, high, answer=False)])
 
     def _hear_digest(self, digest: Digest, sender: Member, packet: SealedPacket, now: float) -> None:
+        if packet.receiver == ANYONE:
+            # A call: answered with our own digest, which the caller answers under our receiver tag.
+            self._verdicts.hear_view_of_us(digests.view_of(digest, self._members.own), now)
+            return
         difference = digests.compare(self._members.in_tag_order(), digest, self._members.own)
         self._verdicts.hear_view_of_us(difference.of_us, now)
-        if packet.receiver == ANYONE:
-            return  # a call: answered with our own digest, which the caller answers under our receiver tag
         self._repair(sender, difference.ours_newer, now)
         if difference.theirs_newer and not digest.answer:
             self._outbox.send(sender, [self._digest_of(digest.low, digest.high, answer=True)])

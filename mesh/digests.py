@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import struct
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,10 +40,7 @@ def make_digest(members: Sequence[Member], *, low: bytes, high: bytes, space: in
     """A digest of the members (given in tag order) in a range, or of as many as fit from `low` on."""
     entries_max = (space - DIGEST_OVERHEAD_BYTES) // ENTRY_BYTES
     assert entries_max > 0, space
-    inside = [member for member in members if _within(_short(member), low, high)]
-    # A range that wraps round begins in the middle of the tag order.
-    first = next((index for index, member in enumerate(inside) if _short(member) >= low), 0)
-    inside = inside[first:] + inside[:first]
+    inside = _inside(members, low, high)
     if len(inside) > entries_max:
         inside = inside[:entries_max]
         high = _short(inside[-1])
@@ -69,11 +67,8 @@ def compare(members: Sequence[Member], digest: Digest, own: Member) -> Differenc
     ours_newer: list[Member] = []
     theirs_newer = 0
     of_us: View | None = None
-    for member in members:
-        short = _short(member)
-        if not _within(short, digest.low, digest.high):
-            continue
-        view = theirs.pop(short, None)
+    for member in _inside(members, digest.low, digest.high):
+        view = theirs.pop(_short(member), None)
         if member is own:
             of_us = view
         order = _newer_than(_view(member), view)
@@ -82,6 +77,11 @@ def compare(members: Sequence[Member], digest: Digest, own: Member) -> Differenc
         elif order < 0:
             theirs_newer += 1
     return Difference(ours_newer, theirs_newer + len(theirs), of_us)
+
+
+def view_of(digest: Digest, member: Member) -> View | None:
+    """What a digest says of one member."""
+    return read_entries(digest).get(_short(member))
 
 
 def _newer_than(ours: View, theirs: View | None) -> int:
@@ -107,5 +107,7 @@ def _short(member: Member) -> bytes:
     return member.tag[:RANGE_BYTES]
 
 
-def _within(tag: bytes, low: bytes, high: bytes) -> bool:
-    return low <= tag <= high if low <= high else tag >= low or tag <= high
+def _inside(members: Sequence[Member], low: bytes, high: bytes) -> list[Member]:
+    """The members of a range, from its low end on; a range may wrap round."""
+    first, end = bisect_left(members, low, key=_short), bisect_right(members, high, key=_short)
+    return list(members[first:end]) if low <= high else [*members[first:], *members[:end]]

@@ -49,6 +49,7 @@ from mesh.verdicts import Verdicts
 __all__ = ["PUBLISH_BYTES_MAX", "Gossip", "Statistics"]
 
 STALL_S = 0.5  # a timer this late means that our process stood still, and that others' silence proves nothing
+REMEMBERED_CALLS_MAX = 32  # at the start; a mesh of 1,000 that restarts would otherwise send a million calls at once
 LEAVE_CALLS_MAX = 10  # members told of our leave directly, and asked to acknowledge
 LEAVE_WAIT_MIN_S = 1.0  # without all acknowledgements; some are lost, and some members are gone
 
@@ -75,7 +76,7 @@ class Gossip:
 
     `entropy` gives secret random bytes; `rng` everything that may be replayed from a seed. `boot` counts the starts of
     this node and was persisted before. `seeds` may contain our own address. `known` are `Member.record`s of earlier
-    runs; those members are called at once and judged only by the normal suspicion. `verifier` and `packet_keys` are
+    runs; some of those members are called at once, and all judged only by the normal suspicion. `verifier` and `packet_keys` are
     for many engines of one mesh in one process: what one of them has worked out, the others need not.
     """
 
@@ -169,8 +170,10 @@ class Gossip:
             if record is not None and not record.body.left:
                 self._verdicts.learn(record, now)
         self._call_missing(now)
-        # A remembered member may live its next life by now, so it is called like a seed: for whoever listens there.
-        for member in self.members.active_others():
+        # A remembered member may live its next life by now, so it is called like a seed: for whoever listens there. A
+        # few that answer tell of the others.
+        remembered = self.members.active_others()
+        for member in self._rng.sample(remembered, min(REMEMBERED_CALLS_MAX, len(remembered))):
             self._conversation.call(Call(member.address, member, None))
         return self._outbox.take()
 

@@ -16,10 +16,11 @@ from mesh.effects import (
     VectorDiffers,
 )
 from mesh.errors import LimitError
-from mesh.gossip import PUBLISH_BYTES_MAX, Gossip
+from mesh.gossip import PUBLISH_BYTES_MAX, REMEMBERED_CALLS_MAX, Gossip
 from mesh.ids import Address, make_life, node_tag
 from mesh.membership import Member, Status
 from mesh.messages import CLAIM_BYTES_MAX, Claim, Digest, Item, Ping, Reason, Rumor, RumorKind, SignedRecord
+from mesh.own_record import OwnRecord
 from mesh.profiles import LOCAL
 from mesh.sealing import Sealer, receiver_tag
 from tests.mesh.gossip_harness import Host, TestMesh, World, address_of
@@ -652,3 +653,15 @@ def test_a_mesh_replays_from_its_seed() -> None:
         world.run(10.0)
         logs.append([host.log for host in world.hosts.values()])
     assert logs[0] == logs[1]
+
+
+def test_a_node_that_remembers_a_large_mesh_calls_a_few_of_it_at_once() -> None:
+    world = World()
+    records = [world.mesh.identity(f"m{index}") for index in range(REMEMBERED_CALLS_MAX + 5)]
+    known = [
+        OwnRecord(identity, boot=1, process=1, address=address_of(identity.node_id), rpc_address=Address("x", 1))
+        for identity in records
+    ]
+    host = world.add("a", known=[own.current.raw for own in known])
+    assert len(world.effects("a", SendDatagram)) == REMEMBERED_CALLS_MAX
+    assert host.gossip.members.size() == REMEMBERED_CALLS_MAX + 6
