@@ -30,7 +30,9 @@ from mesh.records import RecordVerifier
 from mesh.sealing import PACKET_BYTES_MAX, PacketKeys
 
 GOSSIP_PORT = 17_888
-STREAM_PORT = 17_443
+STREAM_PORT = 18_443
+SEEDS = 3
+"""Hosts that every node of a whole mesh has for its seeds."""
 STREAM_PROBE_S = 1.0
 """How long the shell waits for a stream probe, see node.gossip_loop."""
 _STREAM_SEGMENTS = 6  # one after the other: TCP and TLS 1.3 handshakes, request, answer
@@ -125,9 +127,15 @@ class ProtocolWorld:
         before = self.engines.get(name)
         if before is not None:
             self._end(before)
+        gossip = self._core(name, seeds=seeds, known=known, boot=boot, enrolment=enrolment, node_id=node_id or name)
+        return self.adopt(name, gossip, boot=boot, enrolment=enrolment)
+
+    def _core(
+        self, name: str, *, seeds: Iterable[str], known: Sequence[bytes], boot: int, enrolment: int, node_id: str
+    ) -> Gossip:
         draws = stream(self.seed, f"start {name} {enrolment} {boot}")
-        gossip = Gossip(
-            identity=self.credentials.identity(node_id or name, enrolment),
+        return Gossip(
+            identity=self.credentials.identity(node_id, enrolment),
             ring=self.credentials.ring,
             profile=self.profile,
             rng=random.Random(draws.getrandbits(64)),
@@ -140,7 +148,6 @@ class ProtocolWorld:
             verifier=self._verifier,
             packet_keys=self._packet_keys,
         )
-        return self.adopt(name, gossip, boot=boot, enrolment=enrolment)
 
     def adopt(self, name: str, gossip: Gossip, *, boot: int = 1, enrolment: int = 1) -> Engine:
         """Start a core that the caller has made, on this host."""
@@ -155,6 +162,17 @@ class ProtocolWorld:
         names = [f"n{index}" for index in range(count)]
         for name in names:
             self.start(name, seeds=names[:1])
+        return names
+
+    def start_whole(self, count: int) -> list[str]:
+        """Start hosts n0, n1, … in one moment as a mesh that remembers all its members; their names."""
+        names = [f"n{index}" for index in range(count)]
+        # A core that is made twice signs the same record twice: the first one only tells what the others remember.
+        known = [
+            self._core(name, seeds=(), known=(), boot=1, enrolment=1, node_id=name).members.own.record for name in names
+        ]
+        for name in names:
+            self.start(name, seeds=names[:SEEDS], known=known)
         return names
 
     def kill(self, name: str) -> None:
@@ -272,19 +290,22 @@ class ProtocolWorld:
         self._note("hears", engine, b"")
         self.perform(name, engine.gossip.on_datagram(data, source, engine.clock(self.now)))
 
+    def transmit(self, sender: str, receiver: str, data: bytes) -> None:
+        """Put a datagram on the line from one host to another; whoever does it."""
+        self._fingerprint.note(f"{sender} sends", data)
+        pair, source = (sender, receiver), address_of(sender)
+        for arrival in self.links.arrivals(pair, len(data), self.now):
+            copy = data if arrival.mutated is None else flipped(data, arrival.mutated)
+            self.heap.at(arrival.at, partial(self._arrive, pair, copy, source))
+
     def _send(self, engine: Engine, effect: SendDatagram) -> None:
         assert len(effect.data) <= PACKET_BYTES_MAX, len(effect.data)
         receiver = host_of(effect.address)
         engine.datagrams_sent += 1
         engine.bytes_sent += len(effect.data)
-        self._note("sends", engine, effect.data)
         for hear in self.on_send:
             hear(engine.name, receiver, effect.data)
-        pair = engine.name, receiver
-        source = address_of(engine.name)
-        for arrival in self.links.arrivals(pair, len(effect.data), self.now):
-            data = effect.data if arrival.mutated is None else flipped(effect.data, arrival.mutated)
-            self.heap.at(arrival.at, partial(self._arrive, pair, data, source))
+        self.transmit(engine.name, receiver, effect.data)
 
     def _arrive(self, pair: tuple[str, str], data: bytes, source: Address) -> None:
         if not self.links.held(pair, partial(self.deliver, pair[1], data, source)):

@@ -64,10 +64,11 @@ async def forge_packets(world: World, fault: Fault) -> None:
         while True:
             await trio.sleep(draws.expovariate(_rate(fault)))
             source, target = _someone(world, draws), _someone(world, draws)
-            world.datagrams.send(_forged(draws, tap.packets), source, target)
+            world.datagrams.send(forged(draws, tap.packets), source, target)
 
 
-def _forged(draws: random.Random, recorded: deque[tuple[bytes, Address, Address]]) -> bytes:
+def forged(draws: random.Random, recorded: deque[tuple[bytes, Address, Address]]) -> bytes:
+    """Random bytes, or a recorded packet that was altered, cut short or made longer."""
     if not recorded or draws.random() < 0.3:
         return draws.randbytes(draws.randint(0, 1_200))
     changed = bytearray(draws.choice(recorded)[0])
