@@ -61,6 +61,7 @@ class Statistics:
     probes: int
     probe_failures: int
     local_health: int
+    relayed_probes: int
     rumors_queued: int
     rumors_dropped: int
     rumors_ttl_exhausted: int
@@ -76,8 +77,8 @@ class Gossip:
 
     `entropy` gives secret random bytes; `rng` everything that may be replayed from a seed. `boot` counts the starts of
     this node and was persisted before. `seeds` may contain our own address. `known` are `Member.record`s of earlier
-    runs; some of those members are called at once, and all judged only by the normal suspicion. `verifier` and `packet_keys` are
-    for many engines of one mesh in one process: what one of them has worked out, the others need not.
+    runs; some of those members are called at once, and all judged only by the normal suspicion. `verifier` and
+    `packet_keys` are for many engines of one mesh in one process: what one has worked out, the others need not.
     """
 
     def __init__(
@@ -284,6 +285,7 @@ class Gossip:
             probes=self._detector.probes,
             probe_failures=self._detector.failures,
             local_health=self._health.score,
+            relayed_probes=len(self._relays),
             rumors_queued=self._news.queued,
             rumors_dropped=self._news.dropped,
             rumors_ttl_exhausted=self._news.ttl_exhausted,
