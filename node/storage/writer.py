@@ -240,6 +240,7 @@ class Writer:
             self._mint(minted)
         for request in requests:
             self._run_request(request, batch)
+        batch.seen = VersionVector(vector.missing_from(batch.seen))  # most rumors and pulls tell of what is here
         if ledger.connection.total_changes() == changes_before and not batch.seen.origins():
             execute("ROLLBACK")  # nothing to make durable: no write without a change
             return
