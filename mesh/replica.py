@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
+
 from mesh.errors import ConflictError, LimitError
 from mesh.ids import Origin
 from mesh.registers import beats
@@ -165,7 +167,10 @@ def successor(
         raise ConflictError(f"row {key} of {table.name} exists already and never changes")
     # A lifecycle row of a host with a wrong clock may carry a stamp of the future. Our clock did not follow it, but our
     # write must still come after what it replaces; so this one row is stamped just behind its base.
-    hlc = max(stamp.hlc, current.hlc + 1)
+    # What this very request wrote before, nobody else has seen. It keeps its stamp: one stamp is what says which rows
+    # belong together, and the next request must not find that stamp taken.
+    rewritten = (current.origin, current.seq) == (stamp.origin, seq)
+    hlc = current.hlc if rewritten else max(stamp.hlc, current.hlc + 1)
     revived = current.deleted and not deleted
     row = Row(
         table=table.name,
@@ -184,7 +189,8 @@ def successor(
         values=new_values,
     )
     _check_metadata(row)
-    assert beats(table.register, row, current), f"a write to {table.name} {key} would lose to what it replaces"
+    later = msgspec.structs.replace(row, seq=seq + 1) if rewritten else row
+    assert beats(table.register, later, current), f"a write to {table.name} {key} would lose to what it replaces"
     return row
 
 

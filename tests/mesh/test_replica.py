@@ -84,6 +84,15 @@ def test_a_write_on_a_row_of_the_future_is_stamped_just_behind_it():
     assert row.hlc == 10_001
 
 
+def test_a_row_that_one_request_writes_twice_keeps_the_stamp_of_the_request():
+    claimed = write(LIFECYCLE, hlc=200, seq=7, lease_epoch=1, open_lease=True)
+    finished = write(LIFECYCLE, claimed, hlc=200, seq=7, rank=3)
+
+    assert (finished.hlc, finished.seq, finished.lease_hlc) == (200, 7, 200)
+    with pytest.raises(AssertionError, match="would lose"):
+        write(LIFECYCLE, finished, hlc=200, seq=7, rank=0)
+
+
 @pytest.mark.parametrize("register", list(Register))
 @given(data=st.data())
 def test_every_local_write_beats_what_it_replaces(register, data):
