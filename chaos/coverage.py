@@ -231,9 +231,9 @@ class Coverage:
             epoch = after.key, after.generation, after.cluster_epoch, after.lease_epoch
             if self._openers.setdefault(epoch, after.node) != after.node:
                 yield "epoch-opened-twice"
-        if before is not None and after.generation > before.generation:
-            if self._generations.setdefault((after.key, after.generation), after.node) != after.node:
-                yield "replayed-twice"
+        replayed = before is not None and after.generation > before.generation
+        if replayed and self._generations.setdefault((after.key, after.generation), after.node) != after.node:
+            yield "replayed-twice"
         yield from self._own(host, after, status)
 
     def _own(self, host: str, step: Row, status: str) -> Iterator[str]:

@@ -36,6 +36,8 @@ class HostStarted(Seen):
     origin: Origin
     integrity: str = "ok"
     """What SQLite's integrity_check said of the database that it found."""
+    members: Mapping[str, str] = field(default_factory=dict)
+    """Status of every member that it knows at once; later changes are seen one by one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ class HostEnded(Seen):
     """A node's process is gone. `durable_lost`: its disk may have lost synced data (lied, was wiped or rolled back)."""
 
     how: str
-    """`kill`, `stop`, `power-cut`; `refused` when it ended at its start with a word for the operator, who has it started
+    """`kill`, `stop`, `power-cut`; `refused` when it ended at its start with a word for the operator, who starts it
     again soon; `failed` when it ended by itself in any other way, which is a violation in itself."""
     durable_lost: bool = False
     detail: str = ""
@@ -58,6 +60,8 @@ class Committed(Seen):
     written: tuple[tuple[Row, ...], ...]
     synced: bool
     """Whether the disk really has it: False when anything was still unsynced as the commit returned."""
+    pulls: int = 0
+    """Pulls from peers that this process had finished before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What was acknowledged is there: durably as the answer comes, on as many hosts as it says, and everywhere at the end."""
+"""What was acknowledged is there: durably as the answer comes, on as many hosts as it says, at the end everywhere."""
 
 from __future__ import annotations
 

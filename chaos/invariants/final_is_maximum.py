@@ -1,4 +1,4 @@
-"""Merging: a version gives way only to one that wins, and what all replicas end with is what wins against all others."""
+"""Merging: a version gives way only to one that wins, and in the end all replicas hold what wins against all others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class VersionsOnlyGrow(Promise):
 
 
 class FinalIsMaximum(Promise):
-    """At rest, every replica holds of each row the greatest version that was ever committed on a disk that still has it.
+    """At rest, every replica holds of each row the greatest version that was ever committed on a disk that kept it.
 
     Versions that nobody was seen to commit are only excused where a disk failed in the middle of a commit.
     """

@@ -152,6 +152,8 @@ class Mirror:
                 host = self._living(seen)
                 host.life = seen.life
                 host.node_id = seen.origin.node
+                for node_id, status in seen.members.items():
+                    host.view.setdefault(node_id, Opinion(status, seen.at_ms))
             case HostEnded():
                 self._ended(seen)
             case FaultBegan():

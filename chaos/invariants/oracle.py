@@ -1,4 +1,4 @@
-"""What the promises know of rows and leases, in words of their own: which version wins, what a lease is, what a step says.
+"""What the promises know of rows and leases, in words of their own: which version wins, what a lease is.
 
 Written from the design and not from `mesh.registers` or `mesh.fences`, which it must be able to contradict.
 """

@@ -15,6 +15,8 @@ class Promise:
     name: ClassVar[str]
     hears: ClassVar[tuple[type[Seen], ...]] = ()
     """Kinds of observations that `see` is given."""
+    needs_rest: ClassVar[bool] = True
+    """Whether `judge` makes sense only of a mesh that has come to rest."""
 
     def __init__(self, mirror: Mirror) -> None:
         self.mirror = mirror

@@ -1,0 +1,51 @@
+"""Workflows: a step runs only when all that it depends on has succeeded, and remembers whose outputs it used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from chaos.invariants.mirror import Mirror
+from chaos.invariants.oracle import SUCCESS, parents_of, parents_used, status_of, told
+from chaos.invariants.promise import Promise
+from chaos.observations import Committed, HostEnded, Seen
+from mesh.rows import Row
+
+Siblings = dict[tuple[str, str], Row]
+"""Steps by task and name."""
+
+
+class ChildrenAfterParents(Promise):
+    """A step is claimed only where all its parents show SUCCESS, and stores generation and epoch of what it used."""
+
+    name = "children-after-parents"
+    hears = (Committed, HostEnded)
+
+    def __init__(self, mirror: Mirror) -> None:
+        super().__init__(mirror)
+        self._steps: dict[str, Siblings] = {}
+
+    def see(self, seen: Seen) -> Iterator[str]:
+        """Look at the parents of each claim, where and when it is made."""
+        if isinstance(seen, HostEnded):
+            if seen.durable_lost:
+                self._steps.pop(seen.host, None)
+            return
+        assert isinstance(seen, Committed)
+        steps = self._steps.setdefault(seen.host, {})
+        for change in seen.changes:
+            if change.after.table == "steps":
+                steps[change.after.text("task_id"), change.after.text("name")] = change.after
+                if change.local and status_of(change.after) == "RUNNING":
+                    yield from self._claim(seen.host, steps, change.after)
+
+    def _claim(self, host: str, steps: Siblings, child: Row) -> Iterator[str]:
+        mirrored = self.mirror.host(host)
+        if mirrored.has_lost or mirrored.is_unsure:
+            return  # what it has was not all seen
+        used = parents_used(child)
+        for name in parents_of(child):
+            parent = steps.get((child.text("task_id"), name))
+            if parent is None or parent.rank != SUCCESS:
+                yield f"{host} claimed {told(child)} before its parent: {told(parent) if parent else name}"
+            elif used.get(name) != (parent.generation, parent.lease_epoch):
+                yield f"{host} claimed {told(child)} on {name} {used.get(name)}, and has {told(parent)}"

@@ -1,0 +1,46 @@
+"""Rest: a mesh that has nothing to do writes nothing, and no write of any time is without a change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from chaos.invariants.oracle import told
+from chaos.invariants.promise import Promise
+from chaos.observations import Committed, RunStarted, Seen
+from mesh.rows import Row
+
+
+class IdleWhenSettled(Promise):
+    """Once all work has ended and all replicas agree, nothing is committed and nothing is run."""
+
+    name = "idle-when-settled"
+    hears = (Committed, RunStarted)
+
+    def see(self, seen: Seen) -> Iterator[str]:
+        """Wait for what should not come any more."""
+        if self.mirror.settled_ms is None:
+            return
+        if isinstance(seen, Committed):
+            rows = ", ".join(told(change.after) for change in seen.changes[:3])
+            yield f"{seen.host} committed {rows or 'a vector'} at rest"
+        elif isinstance(seen, RunStarted):
+            yield f"{seen.host} ran {seen.job.step_id} at rest"
+
+
+class WritesChangeSomething(Promise):
+    """A node never writes a row again only to stamp it anew: a lease lives as long as its holder, without a beat."""
+
+    name = "writes-change-something"
+    hears = (Committed,)
+
+    def see(self, seen: Seen) -> Iterator[str]:
+        """Compare each own write with what it replaced, stamps apart."""
+        assert isinstance(seen, Committed)
+        for change in seen.changes:
+            before, after = change.before, change.after
+            if change.local and before is not None and _said(before) == _said(after) and before.values == after.values:
+                yield f"{seen.host} wrote {told(after)}, which says what was there before"
+
+
+def _said(row: Row) -> tuple[int, bool, int, int, int]:
+    return row.generation, row.deleted, row.rank, row.cluster_epoch, row.lease_epoch
