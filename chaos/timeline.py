@@ -69,7 +69,7 @@ class TimelineKeeper:
             case Committed():
                 texts = [
                     f"{'own' if change.local else 'merged'} {change.after.table} {change.after.key} "
-                    f"{change.after.values.get('status') or ''} epoch {change.after.lease_epoch} "
+                    f"{change.after.values.get('status') or ''!s} epoch {change.after.lease_epoch} "
                     f"seq {change.after.seq} of {change.after.origin.node}"
                     for change in seen.changes
                 ]

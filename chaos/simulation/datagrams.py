@@ -119,7 +119,9 @@ class SimulatedSocket:
 
 
 def flipped(data: bytes, where: float) -> bytes:
-    """A copy with one bit changed, at this share of its length."""
+    """A copy with one bit changed, at this share of its length; an empty packet has none to change."""
+    if not data:
+        return data
     bit = int(where * len(data) * 8)
     changed = bytearray(data)
     changed[bit // 8] ^= 1 << bit % 8

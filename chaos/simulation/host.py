@@ -66,7 +66,7 @@ class Death:
 
 
 class InlineThread:
-    """`node.env.StoreThread` without a thread: one call after the other takes virtual time, and then happens at once."""
+    """`node.env.StoreThread` without a thread: each call takes its virtual time, then happens at once."""
 
     def __init__(self, process: Process, latency_s: Callable[[], float], now: Callable[[], float]) -> None:
         self._process = process
@@ -237,38 +237,40 @@ class Host:
             self._bury(process, node, how, detail)
 
     async def _run(self, node: Node, process: Process) -> None:
-        node.store.on_commit(self._on_commit)
+        node.store.on_commit(lambda commit: self._on_commit(node, commit))
         await node.open()
+        ((integrity,),) = await node.store.read(lambda reader: reader.sql("PRAGMA integrity_check"))
         service = AdminService(node, self._config())
         net = node.env.net
         socket = await net.bind_datagram(self.address)
         async with trio.open_nursery() as nursery:
 
             async def serve(server: RpcServer) -> None:
+                # The node knows who it is, and has not begun to act.
+                self._tell_started(node, str(integrity))
                 await nursery.start(net.serve, self.rpc_address, server.handle)
 
             await nursery.start(partial(node.run, socket, service.handle, serve=serve))
             self.node, self._service, self._nursery = node, service, nursery
-            node.loop.on_member_changed.append(
-                lambda change: self.world.tell(MemberSeen(at_ms=self.world.now_ms(), host=self.name, change=change))
-            )
             nursery.start_soon(self._sample_now_and_then, node)
-            await self._tell_started(node)
             await self._asked_to_stop.wait()
             self._asked_to_stop = trio.Event()
             await node.stop()
             nursery.cancel_scope.cancel()
         await node.close()
 
-    async def _tell_started(self, node: Node) -> None:
-        found = await node.store.read(lambda reader: reader.sql("PRAGMA integrity_check"))
+    def _tell_started(self, node: Node, integrity: str) -> None:
+        node.loop.on_member_changed.append(
+            lambda change: self.world.tell(MemberSeen(at_ms=self.world.now_ms(), host=self.name, change=change))
+        )
         self.world.tell(
             HostStarted(
                 at_ms=self.world.now_ms(),
                 host=self.name,
                 life=node.life,
                 origin=node.store.origin,
-                integrity=str(found[0][0]),
+                integrity=integrity,
+                members={member.node_id: member.status.value for member in node.gossip.members.all()},
             )
         )
 
@@ -387,7 +389,7 @@ class Host:
 
     # --- what it shows ---
 
-    def _on_commit(self, commit: Commit) -> None:
+    def _on_commit(self, node: Node, commit: Commit) -> None:
         self.world.fingerprint.note("commit", repr(commit.requests).encode())
         self.world.tell(
             Committed(
@@ -396,6 +398,7 @@ class Host:
                 changes=commit.changes,
                 written=commit.requests,
                 synced=self.disk.lying_sync or not self.disk.unsynced_bytes("-wal"),
+                pulls=node.puller.pulls_total if hasattr(node, "puller") else 0,
             )
         )
 

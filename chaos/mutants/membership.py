@@ -1,0 +1,84 @@
+"""Faults in who is believed to live, and in what follows from it."""
+
+from __future__ import annotations
+
+from chaos.mutants.edits import Edit
+from chaos.mutants.mutant import Mutant
+
+MUTANTS = (
+    Mutant(
+        name="no-dead-redial",
+        breaks="seeds and DEAD members are called for ever: a partition heals, however long it lasted",
+        caught_by=("membership-whole", "liveness"),
+        edits=(
+            Edit("mesh.redial:Redial._find_missing", "for member in members.dead():", "for member in ():"),
+            Edit("mesh.redial:_is_there", "if member is not None and member.active:", "if member is not None:"),
+            Edit("mesh.redial:_is_there", "members.active_others()", "members.all()"),
+        ),
+    ),
+    Mutant(
+        name="dwell-used-for-reclaim",
+        breaks="dwell windows withhold new placements only: a returned node keeps its work",
+        caught_by=("takeover-justified",),
+        edits=(
+            Edit(
+                "node.gossip_loop:GossipLoop.owner_state",
+                "if member.status is Status.DEAD:",
+                "if self._gossip.effective.status(node_id, self._env.clock.monotonic()) is Status.DEAD:",
+            ),
+        ),
+    ),
+    Mutant(
+        name="take-over-on-suspect",
+        breaks="work is taken only from an owner that is gone, never from one that is doubted",
+        caught_by=("takeover-justified",),
+        edits=(
+            Edit(
+                "node.gossip_loop:GossipLoop.owner_state",
+                "if member.status is Status.DEAD:",
+                "if member.status in (Status.SUSPECT, Status.DEAD):",
+            ),
+        ),
+    ),
+    Mutant(
+        name="unbounded-freeze",
+        breaks="a mass failure is frozen for two dead times, then work continues with those very failures",
+        caught_by=("dead-in-time",),
+        edits=(
+            Edit(
+                "mesh.freeze:MassFailureFreeze.evaluate",
+                "fresh = [node_id for node_id in failing if node_id not in self._spent]",
+                "fresh = list(failing)",
+            ),
+            Edit(
+                "mesh.freeze:MassFailureFreeze.evaluate",
+                "unspent = [node_id for node_id in others if node_id not in self._spent]",
+                "unspent = list(others)",
+            ),
+        ),
+    ),
+    Mutant(
+        name="no-dedup",
+        breaks="a rumor is news once: its copies are dropped",
+        caught_by=("bounded-levels",),
+        edits=(Edit("mesh.rumors:RumorDedup.is_new", "return False", "return True"),),
+    ),
+    Mutant(
+        name="refutation-without-incarnation",
+        breaks="what a node says of itself beats whatever was said of it before, so a doubted node can clear itself",
+        caught_by=("liveness", "membership-whole"),
+        edits=(
+            Edit(
+                "mesh.own_record:OwnRecord._sign",
+                "incarnation=self.current.body.incarnation + 1",
+                "incarnation=self.current.body.incarnation",
+            ),
+        ),
+    ),
+    Mutant(
+        name="start-not-counted",
+        breaks="every start of a node is a life of its own, and the later one is known as such",
+        caught_by=("lives-rise",),
+        edits=(Edit("node.node:_next_boot", "boot = _last_boot(tx) + 1", "boot = max(1, _last_boot(tx))"),),
+    ),
+)

@@ -1,0 +1,100 @@
+"""Faults in which version of a row wins, and in what a replica believes to have."""
+
+from __future__ import annotations
+
+from chaos.mutants.edits import Edit
+from chaos.mutants.mutant import Mutant
+
+MUTANTS = (
+    Mutant(
+        name="epoch-above-rank",
+        breaks="finished work is never undone by unfinished work, whatever its lease epoch",
+        caught_by=("final-is-maximum", "result-stays"),
+        edits=(
+            Edit(
+                "mesh.registers:_lifecycle",
+                "row.rank,\n        row.cluster_epoch,\n        row.lease_epoch,\n",
+                "row.cluster_epoch,\n        row.lease_epoch,\n        row.rank,\n",
+            ),
+        ),
+    ),
+    Mutant(
+        name="stamp-above-lease",
+        breaks="a stale owner with a fast clock cannot win back a lease that was taken over",
+        caught_by=("final-is-maximum",),
+        edits=(
+            Edit(
+                "mesh.registers:_lifecycle",
+                "row.rank,\n        row.cluster_epoch,",
+                "row.rank,\n        row.hlc,\n        row.cluster_epoch,",
+            ),
+        ),
+    ),
+    Mutant(
+        name="own-result-stands",
+        breaks="the greatest version of a row wins on every node, also over what that node itself committed",
+        caught_by=("replicas-equal", "final-is-maximum"),
+        edits=(
+            Edit(
+                "node.storage.transaction:Transaction.merge",
+                "verdict = judge(None if sql is None else sql.table, current, row, in_time=in_time)",
+                "verdict = judge(None if sql is None else sql.table, current, row, in_time=in_time)\n"
+                "    if row.table == 'steps' and current and current.rank and current.origin == ledger.origin:\n"
+                "        verdict = Verdict(Outcome.STALE)",
+            ),
+        ),
+    ),
+    Mutant(
+        name="quarantine-of-lifecycle-rows",
+        breaks="a step's version applies at once, however far ahead its writer's clock was",
+        caught_by=("quarantine-empty", "replicas-equal"),
+        edits=(Edit("mesh.replica:judge", "if not in_time and table.register in _STAMP_DECIDES:", "if not in_time:"),),
+    ),
+    Mutant(
+        name="vector-joined-early",
+        breaks="a replica claims to have seen a row only in the transaction that brings it",
+        caught_by=("vectors-honest",),
+        edits=(
+            Edit(
+                "node.replication.pull:Puller.pull",
+                "await self._apply(rows, vector)",
+                "await self._apply([], vector)\n    await self._apply(rows)",
+            ),
+        ),
+    ),
+    Mutant(
+        name="bundle-closes-gaps",
+        breaks="a bundle completes its own sequence numbers, not those before it that were lost on the way",
+        caught_by=("vectors-honest", "replicas-equal"),
+        edits=(
+            Edit(
+                "node.node:_merge_bundles",
+                "tx.mark(bundle.origin, bundle.lo, bundle.hi)",
+                "tx.mark(bundle.origin, 1, bundle.hi)",
+            ),
+        ),
+    ),
+    Mutant(
+        name="origin-kept-after-rollback",
+        breaks="one dot never names two contents: a database that went back in time writes under a new origin",
+        caught_by=("one-content-per-dot",),
+        edits=(
+            Edit("node.storage.writer:Writer._doubt", "if vector.head(ledger.origin) < marker.head:", "if False:"),
+            Edit(
+                "node.storage.writer:Writer._doubt",
+                "if not clean and self._get_meta(_META_BOOT) != kernel_boot_id.encode():",
+                "if False:",
+            ),
+            Edit(
+                "node.storage.transaction:Transaction.mark",
+                "if origin == ledger.origin and hi >= ledger.next_seq:",
+                "if False:",
+            ),
+            Edit(
+                "node.replication.pull:Puller.pull",
+                "if origin == self._store.origin and end.known_of_you > self._store.vector.head(origin):",
+                "if False:",
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,209 @@
+"""Random scenarios, each from one seed: the size, the conditions, the work, and a schedule of faults.
+
+Swarm testing: each scenario draws from a random part of the menu only. With everything on all the time, faults that
+need a quiet spell to grow never do, and each run is like every other. What is drawn is an explicit scenario, so that a
+failure can be saved, shrunk and played again. Every fault has a stream of its own: one less does not re-roll the rest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from chaos.fault_menu import MENU, FaultKind, Option
+from chaos.scenario import (
+    SHORT_DWELL,
+    ClockSpec,
+    DiskSpec,
+    Fault,
+    NetSpec,
+    RandomFaults,
+    Scenario,
+    Value,
+    WorkloadSpec,
+)
+from chaos.simulation.seeds import stream
+
+NODES = (3, 6)
+FAULTS = (2, 12)
+DURATION_S = (20.0, 45.0)
+SETTLE_S = 150.0
+MENU_SHARE = (0.15, 0.6)
+"""How much of the menu one scenario draws from."""
+SHORTEST_S = 0.3
+CALM_S = 2.0
+"""Between two faults of one process or disk: a host has time to come back."""
+
+_WHOLE_HOST = frozenset({"process", "disk"})
+_LOSES_DATA = frozenset({"lying-sync", "stale-image", "wipe"})
+_ON_A_HOST: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("kill", "stop", "pause", "starve", "power-cut", "power-cut-at-write", "settings", "no-clock"), "process"
+    ),
+    **dict.fromkeys(
+        ("lying-sync", "sync-error", "io-error", "disk-full", "read-only", "stale-image", "wipe", "clone"), "disk"
+    ),
+}
+_DRAWN: Mapping[tuple[str, str], tuple[float, float]] = {
+    # A date more than a minute ahead of the mesh is a situation of its own, which has its named scenario: what such a
+    # host writes waits at the others until their time has come.
+    ("clock-skew", "skew_s"): (-3_600.0, 50.0),
+    ("clock-jump", "jump_s"): (-3_600.0, 25.0),
+    ("clock-drift", "ppm"): (-20_000.0, 20_000.0),
+    ("delay", "delay_ms"): (0.0, 300.0),
+    ("delay", "jitter_ms"): (0.0, 300.0),
+    ("loss", "share"): (0.05, 0.6),
+    ("io-error", "share"): (0.01, 0.3),
+    ("bandwidth", "bytes_s"): (3_000.0, 100_000.0),
+    ("replay-packets", "rate"): (1.0, 60.0),
+    ("forge-packets", "rate"): (1.0, 60.0),
+    ("flap", "period_s"): (0.5, 8.0),
+    ("slow-disk", "latency_ms"): (20.0, 1_500.0),
+    ("power-cut-at-write", "nth"): (1, 60),
+    ("sync-error", "count"): (1, 3),
+    ("disk-full", "free_kib"): (0, 64),
+    ("starve", "slice_s"): (0.1, 2.0),
+}
+"""Limits for drawing where those of the menu are wider than a short run can show."""
+
+
+def draw(seed: int, *, nodes: tuple[int, int] = NODES) -> Scenario:
+    """The scenario of a seed, all of it explicit, with at least `nodes[0]` and at most `nodes[1]` hosts."""
+    draws = stream(seed, "swarm")
+    kinds = [kind for kind, entry in MENU.items() if entry.weight and not entry.pending and "node" in entry.scales]
+    part = draws.sample(kinds, max(2, round(len(kinds) * draws.uniform(*MENU_SHARE))))
+    scenario = Scenario(
+        name=f"swarm-{seed}",
+        about="Drawn at random.",
+        nodes=draws.randint(*nodes),
+        duration_s=round(draws.uniform(*DURATION_S), 1),
+        settle_s=SETTLE_S,
+        seed=seed,
+        profile=draws.choice(["local", "local", "local", "lan"]),
+        net=NetSpec(
+            loss=draws.choice([0.0, 0.0, 0.01, 0.05, 0.1]),
+            duplicate=draws.choice([0.0, 0.0, 0.02]),
+            reorder=draws.choice([0.0, 0.0, 0.05]),
+            delay_mean_ms=draws.choice([1.0, 1.0, 5.0, 20.0]),
+        ),
+        clock=ClockSpec(skew_s=draws.choice([0.0, 0.5, 20.0]), drift_ppm=draws.choice([0.0, 100.0, 500.0])),
+        disk=DiskSpec(latency_ms=draws.choice([0.2, 1.0, 3.0])),
+        workload=_workload(draws),
+        settings=draws.choice([SHORT_DWELL, SHORT_DWELL, {"suspectRecoverMinMs": 200, "deadRecoverMinMs": 3_000}]),
+        random=RandomFaults(faults=draws.randint(*FAULTS), menu={kind: MENU[kind].weight for kind in sorted(part)}),
+    )
+    return expand(scenario, seed)
+
+
+def _workload(draws: random.Random) -> WorkloadSpec:
+    return WorkloadSpec(
+        clients=draws.randint(2, 4),
+        rate=draws.choice([1.0, 3.0, 5.0]),
+        fail_share=draws.choice([0.0, 0.1, 0.3]),
+        run_s=draws.choice([0.05, 0.5, 1.0]),
+        diamond_share=draws.choice([0.0, 0.2, 0.5]),
+        twice_share=draws.choice([0.0, 0.1, 0.3]),
+        cancel_share=draws.choice([0.0, 0.05, 0.1]),
+        replay_share=draws.choice([0.0, 0.05, 0.1]),
+        replicas=draws.choice([0, 0, 1, 2]),
+        poison_share=draws.choice([0.0, 0.0, 0.0, 0.02]),
+    )
+
+
+def expand(scenario: Scenario, seed: int) -> Scenario:
+    """The scenario with its random faults drawn and listed beside those it has already."""
+    if scenario.random is None:
+        return scenario
+    menu = scenario.random.menu or {kind: entry.weight for kind, entry in MENU.items() if entry.weight}
+    menu = {
+        kind: weight
+        for kind, weight in menu.items()
+        if weight and scenario.scale in MENU[kind].scales and not MENU[kind].pending
+    }
+    schedule = _Schedule(scenario)
+    for number in range(scenario.random.faults if menu else 0):
+        schedule.add(stream(seed, f"fault {number}"), menu)
+    faults = sorted(schedule.faults, key=lambda fault: fault.at_s)
+    return replace(scenario, faults=tuple(faults), random=None)
+
+
+@dataclass(slots=True)
+class _Schedule:
+    """Faults so far, and what may still be added to them."""
+
+    scenario: Scenario
+    faults: list[Fault]
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.faults = list(scenario.faults)
+
+    def add(self, draws: random.Random, menu: Mapping[str, float]) -> None:
+        """Draw one fault, and leave it out where it would leave nothing of the mesh, or fall onto another one."""
+        kind = draws.choices(list(menu), list(menu.values()))[0]
+        entry = MENU[kind]
+        names = self.scenario.node_names()
+        shuffled = draws.sample(names, len(names))
+        length = round(draws.uniform(SHORTEST_S, max(SHORTEST_S, entry.longest_s)), 2) if entry.longest_s else 0.0
+        length = min(length, round(self.scenario.duration_s / 2, 2))
+        at = round(draws.uniform(0.5, self.scenario.duration_s - length - 0.5), 2)
+        nodes, groups = _targets(entry, shuffled, draws)
+        options = {name: _value(kind, name, option, draws) for name, option in entry.options.items()}
+        fault = Fault(kind=kind, at_s=at, for_s=length, nodes=nodes, groups=groups, options=options)
+        if self._fits(fault):
+            self.faults.append(fault)
+
+    def _fits(self, fault: Fault) -> bool:
+        if _ON_A_HOST.get(fault.kind) in _WHOLE_HOST:
+            for other in self.faults:
+                near = other.at_s - CALM_S < fault.until_s and fault.at_s - CALM_S < other.until_s
+                if near and _ON_A_HOST.get(other.kind) and set(other.nodes) & set(fault.nodes):
+                    return False
+        if fault.kind in _LOSES_DATA:
+            # With most disks lost nothing is left to judge: what was acknowledged may then be gone by right.
+            lossy = {name for other in self.faults if other.kind in _LOSES_DATA for name in other.nodes}
+            return len(lossy | set(fault.nodes)) <= (self.scenario.nodes - 1) // 2
+        return True
+
+
+def _targets(
+    entry: FaultKind, shuffled: Sequence[str], draws: random.Random
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Nodes and groups, in the order of their names."""
+    count = len(shuffled)
+    match entry.hits:
+        case "node":
+            return tuple(shuffled[:1]), ()
+        case "nodes":
+            # Mostly one; now and then several at once, and rarely all.
+            return _sorted(shuffled[: min(count, draws.choice([1, 1, 1, 2, count]))]), ()
+        case "lines":
+            return _sorted(shuffled[: draws.choice([0, 1, 2])]), ()
+        case "sides":
+            sides = 3 if count > 3 and draws.random() < 0.25 else 2
+            cuts = sorted(draws.sample(range(1, count), sides - 1))
+            edges = [0, *cuts, count]
+            return (), tuple(_sorted(shuffled[a:b]) for a, b in itertools.pairwise(edges))
+        case "towards":
+            split = draws.randint(1, count - 1)
+            return _sorted(shuffled[:split]), (_sorted(shuffled[split:]),)
+        case _:
+            return (), ()
+
+
+def _sorted(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sorted(names))
+
+
+def _value(kind: str, name: str, option: Option, draws: random.Random) -> Value:
+    if option.choices:
+        return draws.choice(option.choices)
+    limits = _DRAWN.get((kind, name), (option.lowest, option.highest))
+    lowest, highest = limits
+    assert lowest is not None
+    assert highest is not None
+    if isinstance(option.default, int):
+        return draws.randint(int(lowest), int(highest))
+    return round(draws.uniform(lowest, highest), 3)
