@@ -40,7 +40,7 @@ class ChildrenAfterParents(Promise):
 
     def _claim(self, host: str, steps: Siblings, child: Row) -> Iterator[str]:
         mirrored = self.mirror.host(host)
-        if mirrored.has_lost or mirrored.is_unsure:
+        if mirrored.has_lost or mirrored.is_unsure or self.mirror.node_was_doubled(mirrored.node_id):
             return  # what it has was not all seen
         used = parents_used(child)
         for name in parents_of(child):

@@ -29,7 +29,7 @@ class _Tap:
 
     def __enter__(self) -> _Tap:
         self._before = self._world.datagrams.tap
-        self._world.datagrams.tap = lambda *packet: self.packets.append(packet)
+        self._world.datagrams.tap = lambda *packet: self.packets.append(packet) if packet[0] else None
         return self
 
     def __exit__(self, *_: object) -> None:

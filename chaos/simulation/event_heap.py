@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 FOREVER = float("inf")
 
 
-@dataclass(slots=True, order=True)
+@dataclass(slots=True, eq=False)
 class Appointment:
     """Something that happens at a time. Of two at one time, the one that was made first happens first."""
 
     when: float
-    number: int
-    action: Callable[[], None] | None = field(compare=False)
+    action: Callable[[], None] | None
 
     def cancel(self) -> None:
         """Have it not happen. May be repeated, also after it happened."""
@@ -27,14 +26,14 @@ class EventHeap:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self._heap: list[Appointment] = []
+        self._heap: list[tuple[float, int, Appointment]] = []
         self._count = 0
 
     def at(self, when: float, action: Callable[[], None]) -> Appointment:
         """Do this at a time; at once, but after what is due already, when that lies in the past."""
         self._count += 1
-        appointment = Appointment(max(when, self.now), self._count, action)
-        heapq.heappush(self._heap, appointment)
+        appointment = Appointment(max(when, self.now), action)
+        heapq.heappush(self._heap, (appointment.when, self._count, appointment))
         return appointment
 
     def after(self, seconds: float, action: Callable[[], None]) -> Appointment:
@@ -43,15 +42,15 @@ class EventHeap:
 
     def next_at(self) -> float:
         """When the next thing happens; infinite when nothing will."""
-        while self._heap and self._heap[0].action is None:
+        while self._heap and self._heap[0][2].action is None:
             heapq.heappop(self._heap)
-        return self._heap[0].when if self._heap else FOREVER
+        return self._heap[0][0] if self._heap else FOREVER
 
     def fire_next_instant(self) -> None:
         """Go to the time of the next appointment, and do all that is due then, with what that makes due at once."""
         self.now = max(self.now, self.next_at())
         while self.next_at() <= self.now:
-            action = heapq.heappop(self._heap).action
+            action = heapq.heappop(self._heap)[2].action
             assert action is not None, "next_at drops cancelled ones"
             action()
 

@@ -377,6 +377,8 @@ class Host:
         self._in_context(self._nursery, answer)
         with trio.move_on_after(timeout_s):
             await done.wait()
+        if self.process.is_gone:
+            await self._ended.wait()  # the reset comes from a kernel whose process is gone
         if not outcome:
             raise TimeoutError(f"{self.name} gave no answer")
         return outcome[0]()

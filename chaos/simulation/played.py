@@ -32,6 +32,7 @@ from chaos.simulation.workload import Workload
 from chaos.simulation.world import World, captured_logs
 from chaos.timeline import TimelineKeeper
 from mesh.rows import Row
+from node.storage.reader import Reader
 from node.work.status import task_status
 from node.work.tables import WORK_TABLES
 
@@ -230,12 +231,15 @@ async def _what_is_open(world: World, accepted: Iterable[str]) -> str:
         return "not all nodes run and see each other: " + "; ".join(map(_view, world.hosts.values()))
     hosts = [host for host in world.hosts.values() if host.wanted]
     try:
-        heads = [await host.read(lambda reader: (reader.vector().digest(), reader.sums())) for host in hosts]
+        heads = [await host.read(_head) for host in hosts]
         if any(head != heads[0] for head in heads):
             return "replicas differ"
         steps = await hosts[0].read(lambda reader: reader.select("steps"))
         # A submit whose client heard no answer was perhaps accepted, and then it runs like any other.
         tasks = [key for (key,) in await hosts[0].read(lambda reader: reader.sql("SELECT key FROM tasks ORDER BY key"))]
+        # Reads take time: nothing may have changed meanwhile.
+        if [await host.read(_head) for host in hosts] != heads:
+            return "replicas change"
     except TimeoutError as error:
         return str(error)
     by_task: dict[str, list[Row]] = {}
@@ -249,6 +253,10 @@ async def _what_is_open(world: World, accepted: Iterable[str]) -> str:
         ),
         "",
     )
+
+
+def _head(reader: Reader) -> tuple[bytes, object]:
+    return reader.vector().digest(), reader.sums()
 
 
 async def _restart_conflicting(world: World) -> None:
