@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -299,10 +299,10 @@ class Ownership:
                 plans[_lease(step)] = min(earlier, take, key=lambda each: each.at)
         return plans
 
-    async def _take(self, steps: Iterable[Row]) -> None:
-        reasons = {step.text("owner"): self._view.owner_state(step.text("owner")) for step in steps}
-
+    async def _take(self, steps: Sequence[Row]) -> None:
         def take(tx: Transaction) -> int:
+            # Asked as late as can be: an owner that came back while this waited for a slow disk keeps its work.
+            reasons = {step.text("owner"): self._view.owner_state(step.text("owner")) for step in steps}
             return sum(
                 transitions.take_over(
                     tx,
@@ -313,11 +313,10 @@ class Ownership:
                 )
                 is not None
                 for step in steps
+                if reasons[step.text("owner")] is not OwnerState.PRESENT
             )
 
-        # Asked again right before the write: an owner that came back meanwhile keeps its work.
-        steps = [step for step in steps if self._view.owner_state(step.text("owner")) is not OwnerState.PRESENT]
-        if steps and self._view.may_reclaim():
+        if self._view.may_reclaim():
             self.taken_total += await self._store.write(take)
 
     async def _place_loop(self) -> None:
