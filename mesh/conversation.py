@@ -44,7 +44,7 @@ from mesh.vector_watch import VectorWatch
 from mesh.verdicts import Verdicts
 
 OUTLINE_DIGESTS_MAX = 3  # answered to one outline; views that differ in more ranges meet again soon
-REPAIR_PACKETS_MAX = 3  # answered to one digest: nine records; whoever needs more asks again at once
+REPAIR_PACKETS_MAX = 6  # answered to one digest: two dozen records; whoever needs more asks again at once
 
 
 class Conversation:
@@ -99,8 +99,7 @@ class Conversation:
             items.append(self._verdicts.evidence(call.member))
         items.append(Ping(nonce, self._vectors.own))
         encoded, left = _fitting(items, BODY_SPACE_BYTES)
-        encoded.append(codec.encode_item(self._digest(left)))
-        self._outbox.seal(call.address, ANYONE, codec.join_items(encoded))
+        self._outbox.seal(call.address, ANYONE, codec.join_items(encoded + self._whole_view(left)))
 
     def offer_outline(self, member: Member) -> None:
         """Begin an anti-entropy exchange."""
@@ -166,9 +165,7 @@ class Conversation:
         items.insert(0, SignedRecord(self._own.current.raw))
         space = size - PACKET_OVERHEAD_BYTES + len(codec.encode_item(items[0]))
         encoded, left = _fitting(items, min(BODY_SPACE_BYTES, space))
-        if left >= digests.DIGEST_OVERHEAD_BYTES + digests.ENTRY_BYTES:
-            encoded.append(codec.encode_item(self._digest(left)))
-        self._outbox.seal(reply_to, receiver, codec.join_items(encoded))
+        self._outbox.seal(reply_to, receiver, codec.join_items(encoded + self._whole_view(left)))
 
     def hear_proof(self, item: Item, sender: Member, now: float) -> bool:
         """Take in an item that needs no replay window; True when it proves that its sender is there now.
@@ -233,6 +230,8 @@ class Conversation:
         """Show the sender our view of those ranges in which its own is another one; it answers with what we lack."""
         differing = self._outlines.differing(outline)
         for low, high in self._rng.sample(differing, min(OUTLINE_DIGESTS_MAX, len(differing))):
+            members = self._members.in_tag_order()
+            low = digests.part_that_fits(members, low, high, BODY_SPACE_BYTES, self._rng)
             self._outbox.send(sender, [self._digest_of(low, high, answer=False)])
 
     def _hear_digest(self, digest: Digest, sender: Member, packet: SealedPacket, now: float) -> None:
@@ -242,6 +241,8 @@ class Conversation:
             return
         difference = digests.compare(self._members.in_tag_order(), digest, self._members.own)
         self._verdicts.hear_view_of_us(difference.of_us, now)
+        # In any order: whoever lacks most of them asks many, and should not be sent the same few by all.
+        self._rng.shuffle(difference.ours_newer)
         self._repair(sender, difference.ours_newer, now)
         if difference.theirs_newer and not digest.answer:
             self._outbox.send(sender, [self._digest_of(digest.low, digest.high, answer=True)])
@@ -269,10 +270,10 @@ class Conversation:
             if packet:
                 self._outbox.send_body(receiver, codec.join_items(packet))
 
-    def _digest(self, space: int) -> Digest:
-        """As much of our view as fits, from a random member on."""
-        low, high = digests.full_range(self._rng)
-        return digests.make_digest(self._members.in_tag_order(), low=low, high=high, space=space, answer=False)
+    def _whole_view(self, space: int) -> list[bytes]:
+        """Our view of all members, encoded, if that fits; when it does not, the outline that follows finds the rest."""
+        digest = digests.whole_digest(self._members.in_tag_order(), space)
+        return [] if digest is None else [codec.encode_item(digest)]
 
     def _digest_of(self, low: bytes, high: bytes, *, answer: bool) -> Digest:
         members = self._members.in_tag_order()

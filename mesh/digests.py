@@ -1,7 +1,7 @@
 """Membership anti-entropy: short digests of a view, and what one view lacks that another has.
 
-Promises: a digest always fits one packet. When the table does not fit, it covers a contiguous range of the tag space,
-from a random start, and says which; members outside the range are neither claimed nor missed. Comparing never changes
+Promises: a digest always fits one packet. It covers a contiguous range of the tag space, and says which; members
+outside the range are neither claimed nor missed. Comparing never changes
 anything: digests are unsigned, so they only decide which signed records and claims to send.
 """
 
@@ -20,6 +20,8 @@ from mesh.messages import RANGE_BYTES, Digest
 _ENTRY = struct.Struct(f"!{RANGE_BYTES}sQIB")  # tag's first bytes, life, incarnation, status rank
 ENTRY_BYTES = _ENTRY.size
 DIGEST_OVERHEAD_BYTES = 32  # kind, both range ends, flag and length, at their longest
+
+LOWEST, HIGHEST = bytes(RANGE_BYTES), b"\xff" * RANGE_BYTES  # the range of all tags
 
 View = tuple[int, int, int]  # life, incarnation, status rank
 
@@ -47,11 +49,11 @@ def make_digest(members: Sequence[Member], *, low: bytes, high: bytes, space: in
     return Digest(low, high, answer, b"".join(map(encode_entry, inside)))
 
 
-def full_range(rng: random.Random) -> tuple[bytes, bytes]:
-    """The range of all tags, from a random start and wrapping round to just before it."""
-    start = rng.getrandbits(8 * RANGE_BYTES)
-    end = (start - 1) % (1 << 8 * RANGE_BYTES)
-    return start.to_bytes(RANGE_BYTES, "big"), end.to_bytes(RANGE_BYTES, "big")
+def whole_digest(members: Sequence[Member], space: int) -> Digest | None:
+    """A digest of all members; None when it does not fit: a part would say little, and an outline says where."""
+    if DIGEST_OVERHEAD_BYTES + len(members) * ENTRY_BYTES > space:
+        return None
+    return make_digest(members, low=LOWEST, high=HIGHEST, space=space, answer=False)
 
 
 def read_entries(digest: Digest) -> dict[bytes, View]:
@@ -79,6 +81,16 @@ def compare(members: Sequence[Member], digest: Digest, own: Member) -> Differenc
     return Difference(ours_newer, theirs_newer + len(theirs), of_us)
 
 
+def part_that_fits(members: Sequence[Member], low: bytes, high: bytes, space: int, rng: random.Random) -> bytes:
+    """Where a digest of this range should begin: at its low end if all fit, else at a random member of it.
+
+    Whoever knows next to nothing asks many, and should not be told of the same members by all.
+    """
+    inside = _inside(members, low, high)
+    spare = len(inside) - (space - DIGEST_OVERHEAD_BYTES) // ENTRY_BYTES
+    return low if spare <= 0 else _short(inside[rng.randint(0, spare)])
+
+
 def view_of(digest: Digest, member: Member) -> View | None:
     """What a digest says of one member."""
     return read_entries(digest).get(_short(member))
@@ -96,7 +108,7 @@ def _newer_than(ours: View, theirs: View | None) -> int:
 
 def encode_entry(member: Member) -> bytes:
     """What a digest says of one member."""
-    return _ENTRY.pack(_short(member), *_view(member))
+    return _ENTRY.pack(member.tag[:RANGE_BYTES], member.life, member.incarnation, RANK[member.status])
 
 
 def _view(member: Member) -> View:

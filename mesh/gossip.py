@@ -49,7 +49,7 @@ from mesh.verdicts import Verdicts
 __all__ = ["PUBLISH_BYTES_MAX", "Gossip", "Statistics"]
 
 STALL_S = 0.5  # a timer this late means that our process stood still, and that others' silence proves nothing
-REMEMBERED_CALLS_MAX = 32  # at the start; a mesh of 1,000 that restarts would otherwise send a million calls at once
+REMEMBERED_CALLS_MAX = 16  # at the start; a mesh of 1,000 that restarts would otherwise send a million calls at once
 LEAVE_CALLS_MAX = 10  # members told of our leave directly, and asked to acknowledge
 LEAVE_WAIT_MIN_S = 1.0  # without all acknowledgements; some are lost, and some members are gone
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -149,7 +149,7 @@ class Membership:
         """Members that are not gone, this node included: the `n` of all formulas."""
         return len(self.active_others()) + 1
 
-    def suspected(self) -> Iterable[Member]:
+    def suspected(self) -> Collection[Member]:
         """Members under suspicion, those longest so first."""
         return self._suspected.values()
 

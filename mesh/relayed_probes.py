@@ -59,4 +59,6 @@ class RelayedProbes:
 
     def next_deadline(self) -> float:
         """When `due` has something to do."""
-        return min((p.ends if p.nacked else p.nack_at for p in self._running.values()), default=float("inf"))
+        if not self._running:
+            return float("inf")
+        return min(p.ends if p.nacked else p.nack_at for p in self._running.values())

@@ -212,7 +212,10 @@ class Verdicts:
 
     def next_deadline(self) -> float:
         """When `judge` has something to do."""
-        return min((m.suspicion.deadline() for m in self._members.suspected() if m.suspicion), default=float("inf"))
+        # Asked for with every packet, and nearly always nobody is suspected.
+        if not (suspected := self._members.suspected()):
+            return float("inf")
+        return min(m.suspicion.deadline() for m in suspected if m.suspicion)
 
     def shift(self, seconds: float) -> None:
         """Forgive a pause of our own: nobody could refute to us meanwhile."""

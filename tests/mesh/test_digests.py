@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 from mesh.digests import (
     DIGEST_OVERHEAD_BYTES,
     ENTRY_BYTES,
+    Difference,
     compare,
-    full_range,
     make_digest,
+    part_that_fits,
     read_entries,
+    view_of,
+    whole_digest,
 )
 from mesh.errors import PacketError
 from mesh.ids import Life
@@ -99,11 +102,31 @@ def test_a_range_may_wrap_round() -> None:
     assert compare([OWN, *OTHERS, member(2**64 - 1)], part, OWN).ours_newer == [member(2**64 - 1)]
 
 
-def test_full_ranges_cover_everything_wherever_they_start() -> None:
+def test_a_range_that_wraps_round_covers_both_ends() -> None:
+    low, high = (30).to_bytes(8, "big"), (10).to_bytes(8, "big")
+    assert set(read_entries(digest([OWN, *OTHERS], low=low, high=high))) == {
+        tag.to_bytes(8, "big") for tag in (0, 10, 30, 40, 50)
+    }
+
+
+def test_a_whole_view_is_told_if_it_fits_and_else_not_at_all() -> None:
+    members = [OWN, *OTHERS]
+    told = whole_digest(members, space_for(6))
+    assert told is not None
+    assert compare(members, told, OWN) == Difference([], 0, (OWN.life, 0, 0))
+    assert whole_digest(members, space_for(6) - 1) is None
+
+
+def test_a_range_that_does_not_fit_begins_anywhere_in_it_but_never_too_late_to_fill_the_digest() -> None:
     rng = random.Random(1)
-    for _ in range(20):
-        low, high = full_range(rng)
-        assert len(read_entries(digest([OWN, *OTHERS], low=low, high=high))) == 6
+    begins = {part_that_fits([OWN, *OTHERS], LOW, HIGH, space_for(4), rng) for _ in range(50)}
+    assert begins == {tag.to_bytes(8, "big") for tag in (0, 10, 20)}
+    assert part_that_fits([OWN, *OTHERS], LOW, HIGH, space_for(6), rng) == LOW
+
+
+def test_one_member_is_found_in_a_digest_or_not() -> None:
+    assert view_of(digest(OTHERS), OTHERS[1]) == (OTHERS[1].life, 0, 0)
+    assert view_of(digest(OTHERS), OWN) is None
 
 
 def test_entries_that_are_not_whole_are_refused() -> None:
