@@ -20,9 +20,8 @@ from tools.ranges import parse_range
 from tools.session import EXIT_INTERRUPTED, EXIT_NEGATIVE, EXIT_OK, Command, Session, command
 
 if TYPE_CHECKING:
-    from chaos.mutants import Mutant
-
     from chaos.hunting import HuntResult
+    from chaos.mutants import Mutant
 
 NODES_LOWEST, NODES_HIGHEST = 3, 50
 MUTANT_SEEDS = 40
@@ -152,7 +151,7 @@ def _mutants(
     uncaught: list[str] = []
     with Progress(sys.stderr) as progress:
         for number, (name, mutant) in enumerate(MUTANTS.items(), 1):
-            row = {"name": name, "breaks": mutant.breaks, "caughtBy": list(mutant.caught_by)}
+            row: dict[str, Any] = {"name": name, "breaks": mutant.breaks, "caughtBy": list(mutant.caught_by)}
             if catch:
                 result = _catch(name, mutant, jobs or _cores(), out, progress, f"{number} of {len(MUTANTS)}")
                 row["caught"] = _catcher(result, mutant)
