@@ -219,11 +219,11 @@ class Conversation:
         if rumor.kind == RumorKind.RECORD:
             record = self._verdicts.verified(rumor.payload)
             if record is not None and self._verdicts.learn(record, now):
-                self._news.relay(rumor, record.tag)
+                self._news.relay(rumor, now, record.tag)
         elif rumor.kind == RumorKind.CLAIM:
             self._verdicts.hear_claim(codec.decode_claim(rumor.payload), sender, rumor, now)
         elif rumor.kind == RumorKind.TOPIC and len(rumor.payload) <= PUBLISH_BYTES_MAX:
-            self._news.relay(rumor)
+            self._news.relay(rumor, now)
             self._outbox.emit(RumorReceived(rumor.topic, rumor.payload, sender.node_id))
 
     def _hear_outline(self, outline: Outline, sender: Member) -> None:

@@ -16,6 +16,9 @@ from mesh.profiles import Profile
 from mesh.rumors import RumorDedup, RumorQueue, TickPlan, plan_tick
 from mesh.sealing import BODY_BYTES_MAX
 
+TOPIC_AGE_MAX_S = 10.0
+"""Anti-entropy has brought rows to everybody by then. Far below the dedup window, in which a copy is known as one."""
+
 BODY_SPACE_BYTES = BODY_BYTES_MAX - BODY_OVERHEAD_BYTES
 
 
@@ -42,18 +45,18 @@ class Dissemination:
 
     def tell_record(self, record: bytes, subject: bytes, now: float) -> None:
         """Begin to spread a signed record; whatever was queued about its subject is older."""
-        self._push(self._new(RumorKind.RECORD, record, 0, now), subject, b"")
+        self._push(self._new(RumorKind.RECORD, record, 0, now), subject, b"", now)
 
     def tell_claim(self, claim: Claim, now: float) -> None:
         """Begin to spread an accusation."""
-        self._push(self._new(RumorKind.CLAIM, encode_claim(claim), 0, now), claim.subject, claim.accuser)
+        self._push(self._new(RumorKind.CLAIM, encode_claim(claim), 0, now), claim.subject, claim.accuser, now)
 
     def tell_topic(self, topic: int, payload: bytes, subject: bytes | None, now: float) -> None:
         """Begin to spread another layer's news; with a subject, it replaces what was queued about that subject."""
         rumor = self._new(RumorKind.TOPIC, payload, topic, now)
-        self._push(rumor, _topic_subject(topic, subject, rumor), b"")
+        self._push(rumor, _topic_subject(topic, subject, rumor), b"", now)
 
-    def relay(self, rumor: Rumor, subject: bytes = b"", variant: bytes = b"") -> None:
+    def relay(self, rumor: Rumor, now: float, subject: bytes = b"", variant: bytes = b"") -> None:
         """Pass a rumor on that was news here, unless it has no hops left."""
         if rumor.ttl <= 1:
             self.ttl_exhausted += 1
@@ -61,7 +64,7 @@ class Dissemination:
         # A forged rumor may claim more hops than anyone gives; it gets no more than one of ours.
         ttl = min(rumor.ttl, self._profile.hop_ttl(self._members.size())) - 1
         passed = Rumor(rumor.origin, rumor.life, rumor.number, ttl, rumor.kind, rumor.topic, rumor.payload)
-        self._push(passed, subject or _topic_subject(rumor.topic, None, rumor), variant)
+        self._push(passed, subject or _topic_subject(rumor.topic, None, rumor), variant, now)
 
     def hint(self) -> None:
         """Say at the next tick that our replica has changed; several hints become one."""
@@ -75,6 +78,7 @@ class Dissemination:
 
     def tick(self, vector: bytes, now: float) -> tuple[list[Member], TickPlan]:
         """Choose receivers and what each of them is told, and account for it."""
+        self._topics.expire(before=now - TOPIC_AGE_MAX_S)
         receivers = self._receivers()
         first = [encode_item(VectorHint(vector))] if self._hint and vector else []
         plan = plan_tick(first, self._membership, self._topics, space=BODY_SPACE_BYTES, items_max=ITEMS_MAX)
@@ -124,8 +128,8 @@ class Dissemination:
 
     @property
     def dropped(self) -> int:
-        """Rumors that a full queue pushed out before their budget was spent."""
-        return self._membership.dropped + self._topics.dropped
+        """Rumors that were given up before their budget was spent: the queue was full, or they were old."""
+        return self._membership.dropped + self._topics.dropped + self._topics.expired
 
     def _new(self, kind: RumorKind, payload: bytes, topic: int, now: float) -> Rumor:
         self._number += 1
@@ -135,10 +139,10 @@ class Dissemination:
         self.is_new(rumor, now)
         return rumor
 
-    def _push(self, rumor: Rumor, subject: bytes, variant: bytes) -> None:
+    def _push(self, rumor: Rumor, subject: bytes, variant: bytes, now: float) -> None:
         queue = self._topics if rumor.kind == RumorKind.TOPIC else self._membership
         # A signed record settles every claim about what came before it.
-        queue.push(encode_item(rumor), subject, variant, clears=rumor.kind == RumorKind.RECORD)
+        queue.push(encode_item(rumor), subject, variant, now=now, clears=rumor.kind == RumorKind.RECORD)
 
 
 def _topic_subject(topic: int, subject: bytes | None, rumor: Rumor) -> bytes:

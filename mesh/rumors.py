@@ -54,6 +54,7 @@ class QueuedRumor:
     subject: bytes
     variant: bytes
     item: bytes
+    queued_at: float
     sends: int = 0
 
 
@@ -65,24 +66,25 @@ class RumorQueue:
         self._by_subject: dict[bytes, dict[bytes, QueuedRumor]] = {}
         # One dict per number of sends, each in order of arrival (a dict keeps order, and deletes in O(1)).
         self._by_sends: dict[int, dict[QueuedRumor, None]] = {}
-        self._count = 0
+        self._by_age: dict[QueuedRumor, None] = {}
         self.dropped = 0
+        self.expired = 0
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._by_age)
 
-    def push(self, item: bytes, subject: bytes, variant: bytes = b"", *, clears: bool = False) -> None:
+    def push(self, item: bytes, subject: bytes, variant: bytes = b"", *, now: float, clears: bool = False) -> None:
         """Queue news about a subject in place of older news of the same variant; `clears` drops all variants."""
         for older in list(self._by_subject.get(subject, {}).values()):
             if clears or older.variant == variant:
                 self._remove(older)
-        if self._count >= self._rumors_max:
+        if len(self._by_age) >= self._rumors_max:
             self._remove(self._most_sent())
             self.dropped += 1
-        rumor = QueuedRumor(subject, variant, item)
+        rumor = QueuedRumor(subject, variant, item, now)
         self._by_subject.setdefault(subject, {})[variant] = rumor
         self._by_sends.setdefault(0, {})[rumor] = None
-        self._count += 1
+        self._by_age[rumor] = None
 
     def in_order(self) -> Iterator[QueuedRumor]:
         """Least sent first, newest among equals. Do not modify the queue while iterating."""
@@ -99,6 +101,16 @@ class RumorQueue:
             self._unbucket(rumor)
             rumor.sends = sends
             self._by_sends.setdefault(sends, {})[rumor] = None
+
+    def expire(self, before: float) -> None:
+        """Forget what was queued before this time. Newer news always goes first, so in a flood old news would wait on,
+        and be told when it is over: to receivers that have long forgotten that they heard it, as news."""
+        while self._by_age:
+            oldest = next(iter(self._by_age))
+            if oldest.queued_at >= before:
+                return
+            self._remove(oldest)
+            self.expired += 1
 
     def has(self, subject: bytes) -> bool:
         """True while news about this subject still has budget."""
@@ -124,7 +136,7 @@ class RumorQueue:
         del variants[rumor.variant]
         if not variants:
             del self._by_subject[rumor.subject]
-        self._count -= 1
+        del self._by_age[rumor]
 
     def _unbucket(self, rumor: QueuedRumor) -> None:
         bucket = self._by_sends[rumor.sends]

@@ -127,7 +127,7 @@ class Verdicts:
         if not self._weigh(claim, accuser, now):
             return
         if rumor is not None:
-            self._news.relay(rumor, claim.subject, claim.accuser)
+            self._news.relay(rumor, now, claim.subject, claim.accuser)
         else:
             self._news.tell_claim(claim, now)
 

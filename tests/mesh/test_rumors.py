@@ -11,7 +11,7 @@ def name(number: int) -> tuple[bytes, int, int]:
 def queue_of(*items: bytes) -> RumorQueue:
     queue = RumorQueue()
     for item in items:
-        queue.push(item, subject=item)
+        queue.push(item, subject=item, now=0.0)
     return queue
 
 
@@ -41,7 +41,7 @@ def test_least_sent_goes_first_and_newest_among_equals() -> None:
     assert order(queue) == [b"new", b"old"]
     queue.sent([next(queue.in_order())], receivers=3, budget=12)
     assert order(queue) == [b"old", b"new"]
-    queue.push(b"newest", b"newest")
+    queue.push(b"newest", b"newest", now=0.0)
     assert order(queue) == [b"newest", b"old", b"new"]
 
 
@@ -57,13 +57,13 @@ def test_a_rumor_is_forgotten_when_its_budget_is_spent() -> None:
 
 def test_newer_news_of_a_subject_replaces_older_and_a_record_clears_its_claims() -> None:
     queue = RumorQueue()
-    queue.push(b"claim by a", b"s", b"a")
-    queue.push(b"claim by b", b"s", b"b")
-    queue.push(b"claim by b again", b"s", b"b")
+    queue.push(b"claim by a", b"s", b"a", now=0.0)
+    queue.push(b"claim by b", b"s", b"b", now=0.0)
+    queue.push(b"claim by b again", b"s", b"b", now=0.0)
     assert order(queue) == [b"claim by b again", b"claim by a"]
-    queue.push(b"record", b"s", clears=True)
+    queue.push(b"record", b"s", clears=True, now=0.0)
     assert order(queue) == [b"record"]
-    queue.push(b"claim", b"s", b"a")
+    queue.push(b"claim", b"s", b"a", now=0.0)
     queue.drop_variants()
     assert order(queue) == [b"record"]
     queue.drop(b"s")
@@ -72,11 +72,11 @@ def test_newer_news_of_a_subject_replaces_older_and_a_record_clears_its_claims()
 
 def test_a_full_queue_drops_what_was_sent_most_and_counts_it() -> None:
     queue = RumorQueue(rumors_max=2)
-    queue.push(b"a", b"a")
-    queue.push(b"b", b"b")
+    queue.push(b"a", b"a", now=0.0)
+    queue.push(b"b", b"b", now=0.0)
     assert queue.dropped == 0
     queue.sent([rumor for rumor in queue.in_order() if rumor.item == b"b"], receivers=1, budget=12)
-    queue.push(b"c", b"c")
+    queue.push(b"c", b"c", now=0.0)
     assert order(queue) == [b"c", b"a"]
     assert queue.dropped == 1
 
@@ -108,3 +108,13 @@ def test_a_flood_of_either_kind_leaves_room_for_the_other() -> None:
 def test_a_small_rumor_fills_the_room_that_a_large_one_leaves() -> None:
     plan = plan_tick([], queue_of(b"s" * 10), queue_of(b"l" * 90), space=100, items_max=64)
     assert plan.packets == [[b"s" * 10, b"l" * 90]]
+
+
+def test_old_rumors_are_given_up_whatever_their_budget():
+    queue = RumorQueue()
+    for number in range(5):
+        queue.push(b"%d" % number, b"%d" % number, now=float(number))
+    queue.expire(before=3.0)
+    assert [rumor.item for rumor in queue.in_order()] == [b"4", b"3"]
+    assert queue.expired == 3
+    assert not queue.has(b"0")
