@@ -71,14 +71,14 @@ def test_new_rumors_carry_the_hop_cap_and_relays_one_hop_less() -> None:
     assert isinstance(own, Rumor)
     assert own.ttl == 2
     other = spreading(table("b"))
-    other.relay(own, 0.0)
+    other.relay(own, 100.0)
     (passed,) = said(other, 100.0)
     assert passed == Rumor(own.origin, own.life, own.number, 1, own.kind, own.topic, own.payload)
 
 
 def test_a_rumor_that_claims_more_hops_than_anyone_gives_gets_no_more_than_ours() -> None:
     news = spreading(table("b"))
-    news.relay(rumor(ttl=255), 0.0)
+    news.relay(rumor(ttl=255), 100.0)
     (passed,) = said(news, 100.0)
     assert isinstance(passed, Rumor)
     assert passed.ttl == LOCAL.hop_ttl(2) - 1
@@ -86,8 +86,8 @@ def test_a_rumor_that_claims_more_hops_than_anyone_gives_gets_no_more_than_ours(
 
 def test_a_rumor_on_its_last_hop_is_not_relayed_but_counted() -> None:
     news = spreading(table("b"))
-    news.relay(rumor(ttl=1), 0.0)
-    news.relay(rumor(ttl=0, number=2), 0.0)
+    news.relay(rumor(ttl=1), 100.0)
+    news.relay(rumor(ttl=0, number=2), 100.0)
     assert news.queued == 0
     assert news.ttl_exhausted == 2
 
