@@ -6,28 +6,23 @@ imported one by its name runs the edited code, too; the block's end gives the ol
 """
 
 from __future__ import annotations
-import __future__
 
-import ast
 import functools
 import importlib
 import inspect
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, cast
-
-_FLAGS = __future__.annotations.compiler_flag
-"""Every module of the product postpones its annotations; so must what is compiled into one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """In the function `target`, as `module:Class.method`, the text `before` becomes `after`.
+    """In the function `target`, named as `module:Class.method`, the text `before` becomes `after`.
 
-    Lines after the first are indented as in the file, counted from the `def`.
+    Lines after the first are indented as in the file.
     """
 
     target: str
@@ -68,30 +63,34 @@ def find(target: str) -> FunctionType:
 
 
 def _edited_code(function: FunctionType, edits: Sequence[Edit]) -> CodeType:
-    source = textwrap.dedent(inspect.getsource(function))
-    assert _compiled(function, source).co_code == function.__code__.co_code, (
+    lines = Path(function.__code__.co_filename).read_text().splitlines(keepends=True)
+    assert _compiled(function, lines) == function.__code__, (
         f"the source of {function.__qualname__} is not what runs: it is edited already, or its file has changed"
     )
+    own_lines, first = inspect.getsourcelines(function)
+    source = "".join(own_lines)
     for edit in edits:
         count = source.count(edit.before)
         assert count == 1, f"the text {edit.before!r} is there {count} times in {edit.target}, and must be once"
         source = source.replace(edit.before, edit.after)
-    code = _compiled(function, source)
-    assert code.co_code != function.__code__.co_code or code.co_consts != function.__code__.co_consts, (
-        f"the edits of {function.__qualname__} change nothing"
-    )
-    assert code.co_freevars == function.__code__.co_freevars, f"{function.__qualname__} needs what lies around it"
+    code = _compiled(function, [*lines[: first - 1], source, *lines[first - 1 + len(own_lines) :]])
+    assert _meaning(code) != _meaning(function.__code__), f"the edits of {function.__qualname__} change nothing"
     return code
 
 
-def _compiled(function: FunctionType, source: str) -> CodeType:
-    """The code of the one function in this source, with the line numbers of its file."""
-    tree = ast.parse(source)
-    (definition,) = tree.body
-    assert isinstance(definition, ast.FunctionDef | ast.AsyncFunctionDef), function
-    ast.increment_lineno(tree, function.__code__.co_firstlineno - 1)
-    module = compile(tree, function.__code__.co_filename, "exec", flags=_FLAGS, dont_inherit=True)
-    (code,) = (
-        each for each in module.co_consts if isinstance(each, CodeType) and each.co_name == function.__code__.co_name
-    )
+def _compiled(function: FunctionType, lines: Sequence[str]) -> CodeType:
+    """The function's code as its whole module compiles to it: a part alone would not be the same, byte for byte."""
+    module = compile("".join(lines), function.__code__.co_filename, "exec", dont_inherit=True)
+    (code,) = (code for code in _codes(module) if code.co_qualname == function.__qualname__)
     return code
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _meaning(code: CodeType) -> tuple[object, ...]:
+    return code.co_code, code.co_names, code.co_consts, code.co_freevars

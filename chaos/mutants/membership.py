@@ -9,7 +9,7 @@ MUTANTS = (
     Mutant(
         name="no-dead-redial",
         breaks="seeds and DEAD members are called for ever: a partition heals, however long it lasted",
-        caught_by=("membership-whole", "liveness"),
+        caught_by=("comes-to-rest",),
         edits=(
             Edit("mesh.redial:Redial._find_missing", "for member in members.dead():", "for member in ():"),
             Edit("mesh.redial:_is_there", "if member is not None and member.active:", "if member is not None:"),
@@ -60,13 +60,13 @@ MUTANTS = (
     Mutant(
         name="no-dedup",
         breaks="a rumor is news once: its copies are dropped",
-        caught_by=("bounded-levels",),
+        caught_by=("levels-bounded",),
         edits=(Edit("mesh.rumors:RumorDedup.is_new", "return False", "return True"),),
     ),
     Mutant(
         name="refutation-without-incarnation",
         breaks="what a node says of itself beats whatever was said of it before, so a doubted node can clear itself",
-        caught_by=("liveness", "membership-whole"),
+        caught_by=("comes-to-rest",),
         edits=(
             Edit(
                 "mesh.own_record:OwnRecord._sign",

@@ -9,7 +9,11 @@ MUTANTS = (
     Mutant(
         name="epoch-above-rank",
         breaks="finished work is never undone by unfinished work, whatever its lease epoch",
-        caught_by=("final-is-maximum", "result-stays"),
+        caught_by=(
+            "final-is-maximum",
+            "finished-stays",
+            "versions-only-grow",
+        ),
         edits=(
             Edit(
                 "mesh.registers:_lifecycle",
@@ -21,7 +25,10 @@ MUTANTS = (
     Mutant(
         name="stamp-above-lease",
         breaks="a stale owner with a fast clock cannot win back a lease that was taken over",
-        caught_by=("final-is-maximum",),
+        caught_by=(
+            "final-is-maximum",
+            "versions-only-grow",
+        ),
         edits=(
             Edit(
                 "mesh.registers:_lifecycle",
@@ -33,39 +40,51 @@ MUTANTS = (
     Mutant(
         name="own-result-stands",
         breaks="the greatest version of a row wins on every node, also over what that node itself committed",
-        caught_by=("replicas-equal", "final-is-maximum"),
+        caught_by=(
+            "comes-to-rest",
+            "final-is-maximum",
+        ),
         edits=(
             Edit(
                 "node.storage.transaction:Transaction.merge",
                 "verdict = judge(None if sql is None else sql.table, current, row, in_time=in_time)",
                 "verdict = judge(None if sql is None else sql.table, current, row, in_time=in_time)\n"
-                "    if row.table == 'steps' and current and current.rank and current.origin == ledger.origin:\n"
-                "        verdict = Verdict(Outcome.STALE)",
+                "        if row.table == 'steps' and current and current.rank and current.origin == ledger.origin:\n"
+                "            verdict = Verdict(Outcome.STALE)",
             ),
         ),
     ),
     Mutant(
         name="quarantine-of-lifecycle-rows",
         breaks="a step's version applies at once, however far ahead its writer's clock was",
-        caught_by=("quarantine-empty", "replicas-equal"),
+        caught_by=(
+            "quarantine-explained",
+            "comes-to-rest",
+        ),
         edits=(Edit("mesh.replica:judge", "if not in_time and table.register in _STAMP_DECIDES:", "if not in_time:"),),
     ),
     Mutant(
         name="vector-joined-early",
         breaks="a replica claims to have seen a row only in the transaction that brings it",
-        caught_by=("vectors-honest",),
+        caught_by=(
+            "vectors-honest",
+            "equal-vectors-equal-replicas",
+        ),
         edits=(
             Edit(
                 "node.replication.pull:Puller.pull",
                 "await self._apply(rows, vector)",
-                "await self._apply([], vector)\n    await self._apply(rows)",
+                "await self._apply([], vector)\n        await self._apply(rows)",
             ),
         ),
     ),
     Mutant(
         name="bundle-closes-gaps",
         breaks="a bundle completes its own sequence numbers, not those before it that were lost on the way",
-        caught_by=("vectors-honest", "replicas-equal"),
+        caught_by=(
+            "vectors-honest",
+            "equal-vectors-equal-replicas",
+        ),
         edits=(
             Edit(
                 "node.node:_merge_bundles",

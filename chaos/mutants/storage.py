@@ -27,7 +27,7 @@ MUTANTS = (
             Edit(
                 "node.storage.store:Store._commit_waiting",
                 "await self._commit(batch)",
-                "await self._commit(batch)\n        await self._env.writer_thread.run(self._writer.checkpoint)",
+                "await self._commit(batch)\n            await self._env.writer_thread.run(self._writer.checkpoint)",
             ),
         ),
     ),
@@ -51,7 +51,7 @@ MUTANTS = (
             Edit(
                 "node.storage.writer:Writer.run_batch",
                 "return self._fail(requests, failure, batch.reloaded)",
-                "self._fail(requests, failure, batch.reloaded)\n        batch.failure = failure\n        return batch",
+                "self._fail(requests, failure, batch.reloaded)\n            batch.failure = failure\n            return batch",
             ),
         ),
     ),

@@ -29,13 +29,13 @@ MUTANTS = (
     Mutant(
         name="fence-without-generation",
         breaks="fences sort as leases do, over replays, too",
-        caught_by=("own-epoch", "sink-monotonic"),
+        caught_by=("own-epoch",),
         edits=(Edit("mesh.fences:Fence.encode", "{self.generation:08x}-", "{0:08x}-"),),
     ),
     Mutant(
         name="gate-removed",
         breaks="a node that may have missed news touches nothing it owned before, until it has heard from a peer",
-        caught_by=("gate",),
+        caught_by=("gate-holds",),
         edits=(
             Edit("mesh.gate:Gate.__init__", "GateState.SHUT if has_peers else GateState.OPEN", "GateState.OPEN"),
             Edit("mesh.gate:Gate.shut", "self.state = GateState.SHUT", "self.state = GateState.OPEN"),
@@ -56,7 +56,7 @@ MUTANTS = (
     Mutant(
         name="lease-heartbeat-as-row-write",
         breaks="a lease lives as long as its node's membership: no write without a change",
-        caught_by=("no-idle-write",),
+        caught_by=("writes-change-something",),
         edits=(
             Edit(
                 "node.work.runtime:Runtime._sweep_orphans",
@@ -71,15 +71,18 @@ MUTANTS = (
             Edit(
                 "node.work.runtime:Runtime._requeue_orphans",
                 "for step in running:",
-                "for step in running:\n        if self._runs_of(step.key):\n"
-                "            tx.put('steps', step.namespace, step.key, {})",
+                "for step in running:\n            if self._runs_of(step.key):\n"
+                "                tx.put('steps', step.namespace, step.key, {})",
             ),
         ),
     ),
     Mutant(
         name="cancel-dropped-at-take-over",
         breaks="a cancel is obeyed by every owner and taker, also by one that owns the step later",
-        caught_by=("cancelled-stays",),
+        caught_by=(
+            "tasks-end-as-defined",
+            "cancelled-stays",
+        ),
         edits=(
             Edit(
                 "node.work.transitions:claim", "if task is not None and is_cancel_requested(task, step):", "if False:"
@@ -116,7 +119,7 @@ MUTANTS = (
     Mutant(
         name="poison-never-ends",
         breaks="a step that ended five of its owners' processes is not risked again",
-        caught_by=("liveness",),
+        caught_by=("comes-to-rest",),
         edits=(
             Edit(
                 "mesh.takeover:is_poison",
