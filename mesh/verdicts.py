@@ -225,7 +225,12 @@ class Verdicts:
             member.suspicion.shift(seconds)
 
     def _evaluate_freeze(self, now: float, *, deaf: bool = False) -> None:
-        active = [member.node_id for member in self._members.active_others()]
+        others = self._members.active_others()
+        for member in others:
+            # Deaf, we counted everybody as failing. Whoever was heard since, suspected or not, can fail anew.
+            if member.status is Status.ALIVE and (member.last_heard or 0.0) > self.freeze.until():
+                self.freeze.on_recovered(member.node_id)
+        active = [member.node_id for member in others]
         self.freeze.evaluate(active, self._profile.dead_after_s(self._members.size()), now, deaf=deaf)
 
     def _apply(self, change: Change, now: float) -> None:

@@ -5,6 +5,9 @@ import random
 import msgspec
 import pytest
 
+from chaos.protocol.engines import Engine, address_of
+from chaos.simulation.credentials import Credentials
+from chaos.simulation.links import Overlay, towards
 from mesh import codec
 from mesh.effects import (
     MemberChanged,
@@ -23,12 +26,12 @@ from mesh.messages import CLAIM_BYTES_MAX, Claim, Digest, Item, Ping, Reason, Ru
 from mesh.own_record import OwnRecord
 from mesh.profiles import LOCAL
 from mesh.sealing import Sealer, receiver_tag
-from tests.mesh.gossip_harness import Host, TestMesh, World, address_of
+from tests.mesh.gossip_harness import World
 
 ALIVE, SUSPECT, DEAD, LEFT = Status.ALIVE, Status.SUSPECT, Status.DEAD, Status.LEFT
 
 
-def member(host: Host, node_id: str) -> Member:
+def member(host: Engine, node_id: str) -> Member:
     found = host.gossip.members.get(node_id)
     assert found is not None
     return found
@@ -47,10 +50,10 @@ class Forger:
 
     def __init__(self, world: World, as_node: str, *, life: int | None = None) -> None:
         self.world = world
-        victim = world.hosts[as_node].gossip.members.own
+        victim = world.engines[as_node].gossip.members.own
         self.sealer = Sealer(
-            ring=world.mesh.ring,
-            cluster=world.mesh.cluster,
+            ring=world.credentials.ring,
+            cluster=world.credentials.cluster,
             sender=victim.tag,
             life=victim.life if life is None else life,
             process=victim.process,
@@ -58,7 +61,7 @@ class Forger:
         self.sealer._counter = 2**30  # past everything that the true member has sent
 
     def say(self, to: str, *items: Item) -> None:
-        target = self.world.hosts[to].gossip.members.own
+        target = self.world.engines[to].gossip.members.own
         data = self.sealer.seal(codec.encode(items), receiver_tag(target.tag, target.life))
         self.world.deliver(to, data, Address("203.0.113.9", 9))
 
@@ -84,7 +87,7 @@ def test_a_join_is_told_once_with_nothing_before_it() -> None:
 def test_a_late_joiner_learns_all_members_from_one_seed() -> None:
     world = World()
     names = world.mesh_of(12)
-    world.add("late", seeds=names[5:6])
+    world.start("late", seeds=names[5:6])
     world.run_until(lambda: world.all_see([*names, "late"], [*names, "late"], ALIVE), 2.0)
 
 
@@ -96,18 +99,18 @@ def test_joining_succeeds_through_heavy_loss() -> None:
 
 def test_a_seed_that_starts_later_is_found_within_a_redial_period() -> None:
     world = World()
-    world.add("a", seeds=["b"])
+    world.start("a", seeds=["b"])
     world.run(20.0)
-    world.add("b")
+    world.start("b")
     world.run_until(lambda: world.all_see("ab", "ab", ALIVE), LOCAL.redial_interval_s + 0.1)
 
 
 def test_our_own_address_among_the_seeds_is_called_once_under_another_name_and_never_again() -> None:
     world = World()
-    host = world.add("a")
+    host = world.start("a")
     redial = Gossip(
-        identity=world.mesh.identity("b"),
-        ring=world.mesh.ring,
+        identity=world.credentials.identity("b"),
+        ring=world.credentials.ring,
         profile=LOCAL,
         rng=random.Random(1),
         entropy=random.Random(2).randbytes,
@@ -126,20 +129,20 @@ def test_our_own_address_among_the_seeds_is_called_once_under_another_name_and_n
 def test_members_remembered_from_an_earlier_run_are_found_without_seeds() -> None:
     world = World()
     names = world.mesh_of(3)
-    known = [m.record for m in world.hosts[names[0]].gossip.members.all()]
-    world.crash(names[0])
+    known = [m.record for m in world.engines[names[0]].gossip.members.all()]
+    world.kill(names[0])
     world.run(10.0)
-    world.add(names[0], known=known, boot=2)
+    world.start(names[0], known=known, boot=2)
     world.run_until(lambda: world.all_see(names, names, ALIVE), 1.0)
 
 
 def test_remembered_members_that_are_gone_are_judged_by_the_normal_suspicion() -> None:
     world = World()
     names = world.mesh_of(3)
-    known = [m.record for m in world.hosts[names[0]].gossip.members.all()]
+    known = [m.record for m in world.engines[names[0]].gossip.members.all()]
     for name in names:
-        world.crash(name)
-    world.add(names[0], known=known, boot=2)
+        world.kill(name)
+    world.start(names[0], known=known, boot=2)
     assert world.all_see(names[:1], names, ALIVE)
     world.run(LOCAL.dead_after_s(3) - 0.1)
     assert DEAD not in {world.status(names[0], name) for name in names[1:]}
@@ -154,7 +157,7 @@ def test_a_crash_is_dead_everywhere_within_bounds_and_nobody_else_is_doubted(cou
     world = World(seed=count)
     names = world.mesh_of(count)
     *living, victim = names
-    world.crash(victim)
+    world.kill(victim)
     took = world.run_until(lambda: world.all_see(living, [victim], DEAD), limit_s)
     assert took >= LOCAL.dead_after_s(count)
     for name in living:
@@ -162,27 +165,27 @@ def test_a_crash_is_dead_everywhere_within_bounds_and_nobody_else_is_doubted(cou
         verdict = world.effects(name, MemberChanged)[-1]
         assert isinstance(verdict, MemberChanged)
         assert verdict.accuser == name
-        assert member(world.hosts[name], victim).accusers
+        assert member(world.engines[name], victim).accusers
 
 
 def test_a_restart_beats_death_and_suspicion_at_once() -> None:
     world = World()
     names = world.mesh_of(4)
-    world.crash(names[3])
+    world.kill(names[3])
     world.run_until(lambda: world.all_see(names[:3], names[3:], DEAD), 10.0)
     world.restart(names[3], seeds=names[:1])
     world.run_until(lambda: world.all_see(names, names, ALIVE), 1.0)
-    assert member(world.hosts[names[0]], names[3]).life == make_life(1, 2)
-    assert world.hosts[names[0]].gossip.effective.status(names[3], world.now) is DEAD
+    assert member(world.engines[names[0]], names[3]).life == make_life(1, 2)
+    assert world.engines[names[0]].gossip.effective.status(names[3], world.now) is DEAD
 
 
 def test_a_new_enrolment_beats_every_earlier_boot() -> None:
     world = World()
     names = world.mesh_of(3)
-    world.crash(names[2])
-    world.add(names[2], seeds=names[:1], boot=0, enrolment=2)
+    world.kill(names[2])
+    world.start(names[2], seeds=names[:1], boot=0, enrolment=2)
     world.run(1.0)
-    assert member(world.hosts[names[0]], names[2]).life == make_life(2, 0)
+    assert member(world.engines[names[0]], names[2]).life == make_life(2, 0)
 
 
 @pytest.mark.parametrize(("count", "side"), [(2, 1), (3, 1), (5, 2), (10, 3)])
@@ -192,7 +195,7 @@ def test_both_sides_of_a_cut_hold_the_other_dead_and_agree_again_after_it(count:
     one, other = names[:side], names[side:]
     world.cut(one, other)
     world.run_until(lambda: world.all_see(one, other, DEAD) and world.all_see(other, one, DEAD), 40.0)
-    world.heal()
+    world.links.heal()
     world.run_until(lambda: world.all_see(names, names, ALIVE), LOCAL.redial_interval_s + 2.0)
     world.run(30.0)
     assert world.all_see(names, names, ALIVE)
@@ -200,12 +203,12 @@ def test_both_sides_of_a_cut_hold_the_other_dead_and_agree_again_after_it(count:
 
 def test_a_cut_of_days_still_heals() -> None:
     world = World()
-    world.add("a")
-    world.add("b", seeds="a")
+    world.start("a")
+    world.start("b", seeds="a")
     world.run(2.0)
     world.cut("a", "b")
     world.run(LOCAL.forget_after_s + 60.0)
-    world.heal()
+    world.links.heal()
     world.run_until(lambda: world.all_see("ab", "ab", ALIVE), 2 * LOCAL.redial_interval_s)
 
 
@@ -214,13 +217,13 @@ def test_after_a_long_cut_members_do_not_suspect_each_other_on_hearsay() -> None
     names = world.mesh_of(10)
     world.cut(names[:1], names[1:])
     world.run(60.0)
-    world.heal()
+    world.links.heal()
     healed_at = world.now
     world.run(20.0)
     doubted = [
         effect
         for name in names
-        for at, effect in world.hosts[name].log
+        for at, effect in world.logs[name]
         if at > healed_at and isinstance(effect, MemberChanged) and effect.after == "SUSPECT"
     ]
     assert doubted == []
@@ -230,7 +233,7 @@ def test_a_one_way_cut_with_helpers_kills_nobody() -> None:
     world = World()
     names = world.mesh_of(5)
     world.streams = False
-    world.cuts.add((names[0], names[1]))
+    world.links.lay(Overlay(pairs=towards(names[:1], names[1:2]), blocked=True))
     world.run(60.0)
     assert not any("DEAD" in change for name in names for change in changes(world, name))
 
@@ -249,7 +252,7 @@ def test_five_percent_loss_kills_nobody_in_three_minutes(streams: bool) -> None:
 def test_udp_blocked_but_streams_open_raises_no_suspicion() -> None:
     world = World()
     names = world.mesh_of(3)
-    world.loss = 1.0
+    world.datagrams = False
     world.run(10.0)
     assert all(before is None for name in names for _, before, _ in changes(world, name))
     assert world.effects(names[0], ProbeStream)
@@ -264,7 +267,7 @@ def test_a_paused_node_drains_its_socket_and_blames_nobody_for_its_own_pause() -
     world.run(8.0)
     assert world.all_see(names, names, ALIVE)
     assert all(before is None for _, before, _ in changes(world, names[0]))
-    statistics = world.hosts[names[0]].gossip.statistics()
+    statistics = world.engines[names[0]].gossip.statistics()
     assert statistics.stalls == 1
     assert statistics.stall_s_longest == pytest.approx(10.0, abs=0.6)
 
@@ -274,8 +277,8 @@ def test_a_mass_failure_freezes_verdicts_for_two_dead_times_and_then_continues()
     names = world.mesh_of(6)
     survivor = names[0]
     for name in names[1:]:
-        world.crash(name)
-    gossip = world.hosts[survivor].gossip
+        world.kill(name)
+    gossip = world.engines[survivor].gossip
     frozen_for = world.run_until(lambda: not gossip.may_reclaim(world.now), 30.0)
     assert DEAD not in {world.status(survivor, name) for name in names[1:]}
     world.run(2 * LOCAL.dead_after_s(6) - 0.2)
@@ -286,13 +289,33 @@ def test_a_mass_failure_freezes_verdicts_for_two_dead_times_and_then_continues()
     assert gossip.statistics().freezes == 1
 
 
+def test_after_a_freeze_of_a_node_that_heard_nobody_the_next_mass_failure_freezes_again() -> None:
+    world = World()
+    names = world.mesh_of(16)
+    gossip = world.engines[names[0]].gossip
+    world.cut(names[:1], names[1:])
+    world.run_until(lambda: not gossip.may_reclaim(world.now), 30.0)
+    world.links.heal()
+    world.run_until(lambda: gossip.may_reclaim(world.now), 30.0)
+    world.run_until(lambda: world.all_see(names[:1], names, ALIVE), 30.0)
+    world.run(10.0)
+    changes = world.effects(names[0], MemberChanged)
+    suspected = {change.node_id for change in changes if change.after == SUSPECT.value}
+    never_suspected = [name for name in names[1:] if name not in suspected]
+    assert len(never_suspected) > 7, "more than half"
+    for name in never_suspected:
+        world.kill(name)
+    world.run_until(lambda: not gossip.may_reclaim(world.now), 30.0)
+    assert gossip.statistics().freezes == 2
+
+
 def test_with_two_others_both_may_die_without_a_freeze() -> None:
     world = World()
     names = world.mesh_of(3)
     for name in names[1:]:
-        world.crash(name)
+        world.kill(name)
     world.run_until(lambda: world.all_see(names[:1], names, DEAD), 6.0)
-    assert world.hosts[names[0]].gossip.statistics().freezes == 0
+    assert world.engines[names[0]].gossip.statistics().freezes == 0
 
 
 # --- Leaving ----------------------------------------------------------------------------------------------------------
@@ -301,11 +324,11 @@ def test_with_two_others_both_may_die_without_a_freeze() -> None:
 def test_a_signed_leave_is_known_everywhere_and_does_not_end_as_death() -> None:
     world = World()
     names = world.mesh_of(5)
-    leaver = world.hosts[names[0]].gossip
+    leaver = world.engines[names[0]].gossip
     assert not leaver.left_done(world.now)
-    world.carry_out(names[0], leaver.leave(world.now))
+    world.perform(names[0], leaver.leave(world.now))
     world.run_until(lambda: leaver.left_done(world.now), 2.0)
-    world.crash(names[0])
+    world.kill(names[0])
     world.run_until(lambda: world.all_see(names[1:], names[:1], LEFT), 1.0)
     world.run(30.0)
     assert world.all_see(names[1:], names[:1], LEFT)
@@ -317,16 +340,16 @@ def test_a_signed_leave_is_known_everywhere_and_does_not_end_as_death() -> None:
 def test_leaving_ends_in_time_when_nobody_answers() -> None:
     world = World()
     names = world.mesh_of(3)
-    leaver = world.hosts[names[0]].gossip
+    leaver = world.engines[names[0]].gossip
     world.cut(names[:1], names[1:])
-    world.carry_out(names[0], leaver.leave(world.now))
+    world.perform(names[0], leaver.leave(world.now))
     assert not leaver.left_done(world.now)
     world.run_until(lambda: leaver.left_done(world.now), 3.0)
 
 
 def test_alone_a_leave_is_done_at_once() -> None:
     world = World()
-    host = world.add("a")
+    host = world.start("a")
     host.gossip.leave(world.now)
     assert host.gossip.left_done(world.now)
 
@@ -339,7 +362,7 @@ def test_a_published_topic_reaches_everyone_exactly_once(count: int, loss: float
     world = World(seed=count, loss=loss)
     names = world.mesh_of(count)
     payload = bytes(PUBLISH_BYTES_MAX)
-    world.carry_out(names[0], world.hosts[names[0]].gossip.publish(3, payload, world.now))
+    world.perform(names[0], world.engines[names[0]].gossip.publish(3, payload, world.now))
     world.run(5.0)
     for name in names[1:]:
         (received,) = world.effects(name, RumorReceived)
@@ -352,15 +375,15 @@ def test_a_published_topic_reaches_everyone_exactly_once(count: int, loss: float
 def test_a_topic_with_a_subject_replaces_what_was_not_sent_yet() -> None:
     world = World()
     names = world.mesh_of(2)
-    gossip = world.hosts[names[0]].gossip
+    gossip = world.engines[names[0]].gossip
     effects = [*gossip.publish(1, b"old", world.now, subject=b"s"), *gossip.publish(1, b"new", world.now, subject=b"s")]
-    world.carry_out(names[0], effects)
+    world.perform(names[0], effects)
     world.run(2.0)
     assert [e.payload for e in world.effects(names[1], RumorReceived)] == [b"new"]  # type: ignore[union-attr]
 
 
 def test_one_byte_more_than_a_rumor_carries_is_refused() -> None:
-    host = World().add("a")
+    host = World().start("a")
     host.gossip.publish(1, bytes(PUBLISH_BYTES_MAX), 1_000.0)
     with pytest.raises(LimitError):
         host.gossip.publish(1, bytes(PUBLISH_BYTES_MAX + 1), 1_000.0)
@@ -369,23 +392,23 @@ def test_one_byte_more_than_a_rumor_carries_is_refused() -> None:
 def test_without_news_there_are_no_gossip_ticks() -> None:
     world = World()
     names = world.mesh_of(3, settle_s=30.0)
-    before = sum(host.datagrams_sent for host in world.hosts.values())
+    before = sum(host.datagrams_sent for host in world.engines.values())
     world.run(60.0)
-    sent = sum(host.datagrams_sent for host in world.hosts.values()) - before
+    sent = sum(host.datagrams_sent for host in world.engines.values()) - before
     probes_and_answers = 2 * 60.0 / LOCAL.probe_interval_s
     digests = 60.0 / LOCAL.sync_interval_s
     assert sent <= len(names) * (probes_and_answers + digests) * 1.05
-    assert all(host.gossip.statistics().rumors_queued == 0 for host in world.hosts.values())
+    assert all(host.gossip.statistics().rumors_queued == 0 for host in world.engines.values())
 
 
 def test_differing_replicas_are_noticed_through_probes_and_equal_ones_are_not() -> None:
     world = World()
     names = world.mesh_of(3)
     for name in names:
-        world.hosts[name].gossip.set_vector_digest(b"same....")
+        world.engines[name].gossip.set_vector_digest(b"same....")
     world.run(10.0)
     assert not any(world.effects(name, VectorDiffers) for name in names)
-    world.hosts[names[0]].gossip.set_vector_digest(b"other...")
+    world.engines[names[0]].gossip.set_vector_digest(b"other...")
     world.run(3.0)
     assert all(world.effects(name, VectorDiffers) for name in names)
 
@@ -394,10 +417,10 @@ def test_a_hint_is_noticed_at_the_next_gossip_tick() -> None:
     world = World()
     names = world.mesh_of(3)
     for name in names[1:]:
-        world.hosts[name].gossip.set_vector_digest(b"same....")
-    gossip = world.hosts[names[0]].gossip
+        world.engines[name].gossip.set_vector_digest(b"same....")
+    gossip = world.engines[names[0]].gossip
     gossip.set_vector_digest(b"new.....")
-    world.carry_out(names[0], [*gossip.hint(world.now), *gossip.hint(world.now)])
+    world.perform(names[0], [*gossip.hint(world.now), *gossip.hint(world.now)])
     world.run(LOCAL.gossip_interval_s + 0.01)
     for name in names[1:]:
         assert world.effects(name, VectorDiffers)[:1] == [VectorDiffers(names[0])]
@@ -406,7 +429,7 @@ def test_a_hint_is_noticed_at_the_next_gossip_tick() -> None:
 def test_nothing_is_signed_after_the_goodbye() -> None:
     world = World()
     names = world.mesh_of(2)
-    gossip = world.hosts[names[0]].gossip
+    gossip = world.engines[names[0]].gossip
     gossip.leave(world.now)
     goodbye = gossip.members.own.record
     assert gossip.set_store_failed(True, world.now) == []
@@ -416,16 +439,16 @@ def test_nothing_is_signed_after_the_goodbye() -> None:
 def test_a_failed_store_shows_in_everyones_table() -> None:
     world = World()
     names = world.mesh_of(4)
-    world.carry_out(names[0], world.hosts[names[0]].gossip.set_store_failed(True, world.now))
+    world.perform(names[0], world.engines[names[0]].gossip.set_store_failed(True, world.now))
     world.run(1.0)
-    assert all(member(world.hosts[name], names[0]).store_failed for name in names)
-    assert world.hosts[names[0]].gossip.set_store_failed(True, world.now) == []
+    assert all(member(world.engines[name], names[0]).store_failed for name in names)
+    assert world.engines[names[0]].gossip.set_store_failed(True, world.now) == []
 
 
 # --- Refusing ---------------------------------------------------------------------------------------------------------
 
 
-def snapshot(host: Host) -> list[tuple[object, ...]]:
+def snapshot(host: Engine) -> list[tuple[object, ...]]:
     return [
         (m.node_id, m.life, m.incarnation, m.status, m.address, m.record, m.last_heard)
         for m in host.gossip.members.all()
@@ -435,11 +458,11 @@ def snapshot(host: Host) -> list[tuple[object, ...]]:
 def test_bad_datagrams_change_nothing_and_are_counted_by_reason() -> None:
     world = World()
     names = world.mesh_of(3)
-    world.wire = []
+    world.wire.clear()
     world.run(2.0)
     real = next(data for _, to, data in world.wire if to == names[0])
-    other_mesh, host = TestMesh("other"), world.hosts[names[0]]
-    keys = {"ring": world.mesh.ring, "cluster": world.mesh.cluster}
+    other_mesh, host = Credentials(2), world.engines[names[0]]
+    keys = {"ring": world.credentials.ring, "cluster": world.credentials.cluster}
     sealers = {
         "unknown-key": Sealer(**{**keys, "ring": other_mesh.ring}, sender=bytes(16), life=1, process=1),
         "wrong-cluster": Sealer(**{**keys, "cluster": other_mesh.cluster}, sender=bytes(16), life=1, process=1),
@@ -464,14 +487,14 @@ def test_bad_datagrams_change_nothing_and_are_counted_by_reason() -> None:
 def test_packets_of_an_earlier_life_are_refused_on_either_side() -> None:
     world = World()
     names = world.mesh_of(2)
-    world.wire = []
+    world.wire.clear()
     world.run(2.0)
     to_old = [data for _, to, data in world.wire if to == names[1]]
     late = Forger(world, names[1])
     world.restart(names[1], seeds=names[:1])
     world.run(2.0)
     for data in to_old:
-        (refused,) = world.hosts[names[1]].gossip.on_datagram(data, Address("x", 1), world.now)
+        (refused,) = world.engines[names[1]].gossip.on_datagram(data, Address("x", 1), world.now)
         assert refused == PacketRefused("wrong-receiver", Address("x", 1))
     late.say(names[0], Ping(1, b""))
     assert refusals(world, names[0])[-1] == "stale-life"
@@ -480,43 +503,43 @@ def test_packets_of_an_earlier_life_are_refused_on_either_side() -> None:
 def test_everything_ever_sent_sent_again_changes_nothing() -> None:
     world = World()
     names = world.mesh_of(4)
-    world.wire = []
+    world.wire.clear()
     world.run(5.0)
-    before = {name: snapshot(world.hosts[name]) for name in names}
+    before = {name: snapshot(world.engines[name]) for name in names}
     for _, to, data in list(world.wire):
-        effects = world.hosts[to].gossip.on_datagram(data, Address("x", 1), world.now)
+        effects = world.engines[to].gossip.on_datagram(data, Address("x", 1), world.now)
         assert all(isinstance(effect, PacketRefused) for effect in effects)
-    assert {name: snapshot(world.hosts[name]) for name in names} == before
+    assert {name: snapshot(world.engines[name]) for name in names} == before
 
 
 def test_a_stolen_ring_key_cannot_make_a_member_leave_or_move() -> None:
     world = World()
     names = world.mesh_of(3)
-    victim = member(world.hosts[names[0]], names[2])
+    victim = member(world.engines[names[0]], names[2])
     envelope = bytearray(victim.record)
-    envelope[envelope.index(b"n002.test")] ^= 1  # another address under the same signature
+    envelope[envelope.index(b"n2.sim")] ^= 1  # another address under the same signature
     forger = Forger(world, names[1])
-    world.carry_out(names[0], [])
+    world.perform(names[0], [])
     before = (victim.address, victim.incarnation, victim.status)
     forger.say(names[0], SignedRecord(bytes(envelope)))
     rumor = Rumor(victim.tag, victim.life, 1, 8, RumorKind.RECORD, 0, bytes(envelope))
     forger.say(names[0], rumor)
     world.run(1.0)
     assert (victim.address, victim.incarnation, victim.status) == before
-    assert world.hosts[names[0]].gossip.statistics().records_refused == 2
+    assert world.engines[names[0]].gossip.statistics().records_refused == 2
 
 
 def test_forged_death_is_refuted_and_forged_incarnations_are_never_chased() -> None:
     world = World()
     names = world.mesh_of(5)
-    victim = member(world.hosts[names[0]], names[2])
+    victim = member(world.engines[names[0]], names[2])
     forger = Forger(world, names[1])
     accusation = Claim(victim.tag, victim.life, 0, node_tag(names[1]), Reason.SUSPICION_EXPIRED, True)
     forger.say(names[0], accusation)
     forger.say(names[0], Claim(victim.tag, victim.life, 2**32 - 1, node_tag(names[1]), Reason.OTHER, True))
     assert victim.status is SUSPECT
     world.run(2.0)
-    assert all(member(world.hosts[name], names[2]).status is ALIVE for name in names)
+    assert all(member(world.engines[name], names[2]).status is ALIVE for name in names)
     assert victim.incarnation == 1
     assert not any("DEAD" in change for name in names for change in changes(world, name))
 
@@ -524,7 +547,7 @@ def test_forged_death_is_refuted_and_forged_incarnations_are_never_chased() -> N
 def test_deaths_forged_in_the_name_of_many_leave_the_time_to_refute() -> None:
     world = World()
     names = world.mesh_of(20)
-    victim = member(world.hosts[names[0]], names[2])
+    victim = member(world.engines[names[0]], names[2])
     accusers = names[3 : 3 + LOCAL.dead_accusers]
     claims = [Claim(victim.tag, victim.life, 0, node_tag(name), Reason.OTHER, True) for name in accusers]
     Forger(world, names[1]).say(names[0], *claims)
@@ -536,7 +559,7 @@ def test_deaths_forged_in_the_name_of_many_leave_the_time_to_refute() -> None:
 def test_a_flood_of_forged_claims_raises_our_incarnation_no_faster_than_gossip_goes() -> None:
     world = World()
     names = world.mesh_of(2)
-    victim = world.hosts[names[0]].gossip.members.own
+    victim = world.engines[names[0]].gossip.members.own
     forger = Forger(world, names[1])
     for incarnation in range(50):
         forger.say(names[0], Claim(victim.tag, victim.life, incarnation, node_tag(names[1]), Reason.OTHER, False))
@@ -552,7 +575,7 @@ def test_a_window_that_was_run_ahead_takes_no_life_from_the_living() -> None:
         for name in names:
             if name != speaker:
                 forger.say(name, Ping(1, b""))
-    victim = member(world.hosts[names[0]], names[2])
+    victim = member(world.engines[names[0]], names[2])
     for name in names[:2]:
         Forger(world, names[1]).say(name, Claim(victim.tag, victim.life, 0, node_tag(names[1]), Reason.OTHER, True))
     world.run(30.0)
@@ -564,7 +587,7 @@ def test_a_window_that_was_run_ahead_takes_no_life_from_the_living() -> None:
 def test_a_padded_claim_stops_nobody(padding: int) -> None:
     world = World()
     names = world.mesh_of(3)
-    victim = member(world.hosts[names[0]], names[2])
+    victim = member(world.engines[names[0]], names[2])
     claim = Claim(victim.tag, victim.life, 0, node_tag(names[1]), Reason.OTHER, False)
     payload = msgspec.msgpack.encode([*msgspec.structs.astuple(claim), bytes(padding)])
     Forger(world, names[1]).say(names[0], Rumor(bytes(16), 1, 1, 8, RumorKind.CLAIM, 0, payload))
@@ -586,9 +609,13 @@ def test_a_forged_life_locks_nobody_out() -> None:
 def test_an_answer_to_a_call_is_no_larger_than_the_call_and_our_record() -> None:
     world = World()
     names = world.mesh_of(20)
-    host = world.hosts[names[0]]
+    host = world.engines[names[0]]
     sealer = Sealer(
-        ring=world.mesh.ring, cluster=world.mesh.cluster, sender=node_tag(names[1]), life=make_life(1, 1), process=9
+        ring=world.credentials.ring,
+        cluster=world.credentials.cluster,
+        sender=node_tag(names[1]),
+        life=make_life(1, 1),
+        process=9,
     )
     for extra in (0, 100, 400):
         filler = [Digest(bytes(8), bytes(8), False, bytes(21 * (extra // 21)))] if extra else []
@@ -604,7 +631,7 @@ def test_answers_go_to_the_signed_address_whatever_the_source_says() -> None:
     world = World()
     names = world.mesh_of(2)
     forger = Forger(world, names[1])
-    world.wire = []
+    world.wire.clear()
     forger.say(names[0], Ping(7, b""))
     assert [to for _, to, _ in world.wire] == [names[1]]
 
@@ -614,8 +641,8 @@ def test_a_cloned_disk_is_noticed_by_both_processes_and_no_war_follows(process: 
     world = World()
     names = world.mesh_of(3)
     clone = Gossip(
-        identity=world.mesh.identity(names[2]),
-        ring=world.mesh.ring,
+        identity=world.credentials.identity(names[2]),
+        ring=world.credentials.ring,
         profile=LOCAL,
         rng=random.Random(1),
         entropy=lambda count: process.to_bytes(count, "big"),
@@ -624,13 +651,12 @@ def test_a_cloned_disk_is_noticed_by_both_processes_and_no_war_follows(process: 
         rpc_address=address_of("clone"),
         seeds=[address_of(names[0])],
     )
-    world.hosts["clone"] = Host(clone, address_of("clone"), boot=1)
-    world.carry_out("clone", clone.start(world.now))
+    world.adopt("clone", clone)
     world.run(10.0)
     assert world.effects("clone", SelfConflict)
     assert world.effects(names[2], SelfConflict)
     world.run(60.0)
-    assert member(world.hosts[names[0]], names[2]).incarnation < 40
+    assert member(world.engines[names[0]], names[2]).incarnation < 40
 
 
 def test_a_disk_restored_to_an_earlier_boot_hears_of_its_later_one() -> None:
@@ -638,7 +664,7 @@ def test_a_disk_restored_to_an_earlier_boot_hears_of_its_later_one() -> None:
     names = world.mesh_of(3)
     world.restart(names[2], seeds=names[:1])
     world.run(2.0)
-    world.add(names[2], seeds=names[:1], boot=1)
+    world.start(names[2], seeds=names[:1], boot=1)
     world.run(5.0)
     conflicts = world.effects(names[2], SelfConflict)
     assert any("boot 2" in effect.detail for effect in conflicts)  # type: ignore[union-attr]
@@ -649,19 +675,19 @@ def test_a_mesh_replays_from_its_seed() -> None:
     for _ in range(2):
         world = World(seed=9, loss=0.1)
         names = world.mesh_of(6)
-        world.crash(names[0])
+        world.kill(names[0])
         world.run(10.0)
-        logs.append([host.log for host in world.hosts.values()])
+        logs.append((world.trace_hash(), world.logs))
     assert logs[0] == logs[1]
 
 
 def test_a_node_that_remembers_a_large_mesh_calls_a_few_of_it_at_once() -> None:
     world = World()
-    records = [world.mesh.identity(f"m{index}") for index in range(REMEMBERED_CALLS_MAX + 5)]
+    records = [world.credentials.identity(f"m{index}") for index in range(REMEMBERED_CALLS_MAX + 5)]
     known = [
         OwnRecord(identity, boot=1, process=1, address=address_of(identity.node_id), rpc_address=Address("x", 1))
         for identity in records
     ]
-    host = world.add("a", known=[own.current.raw for own in known])
-    assert len(world.effects("a", SendDatagram)) == REMEMBERED_CALLS_MAX
+    host = world.start("a", known=[own.current.raw for own in known])
+    assert len(world.wire) == REMEMBERED_CALLS_MAX
     assert host.gossip.members.size() == REMEMBERED_CALLS_MAX + 6
