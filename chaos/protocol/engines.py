@@ -93,8 +93,11 @@ class ProtocolWorld:
         self.links = Links(seed, conditions or Conditions())
         self.credentials = Credentials(seed)
         self.engines: dict[str, Engine] = {}
+        self.datagrams = True
+        """Whether any datagram passes; False as behind a firewall that lets only streams pass."""
         self.streams = True
-        """Whether any stream connects; False as behind a firewall that lets only UDP pass."""
+        """Whether any stream connects; False as behind a firewall that lets only datagrams pass."""
+        self._starts: dict[str, int] = {}
         self.on_effect: list[Callable[[Engine, Effect], None]] = []
         """Hear every effect but datagrams, in order."""
         self.on_send: list[Callable[[str, str, bytes], None]] = []
@@ -127,13 +130,14 @@ class ProtocolWorld:
         before = self.engines.get(name)
         if before is not None:
             self._end(before)
+        self._starts[name] = self._starts.get(name, 0) + 1
         gossip = self._core(name, seeds=seeds, known=known, boot=boot, enrolment=enrolment, node_id=node_id or name)
         return self.adopt(name, gossip, boot=boot, enrolment=enrolment)
 
     def _core(
         self, name: str, *, seeds: Iterable[str], known: Sequence[bytes], boot: int, enrolment: int, node_id: str
     ) -> Gossip:
-        draws = stream(self.seed, f"start {name} {enrolment} {boot}")
+        draws = stream(self.seed, f"start {self._starts.get(name, 1)} of {name}")
         return Gossip(
             identity=self.credentials.identity(node_id, enrolment),
             ring=self.credentials.ring,
@@ -293,6 +297,8 @@ class ProtocolWorld:
     def transmit(self, sender: str, receiver: str, data: bytes) -> None:
         """Put a datagram on the line from one host to another; whoever does it."""
         self._fingerprint.note(f"{sender} sends", data)
+        if not self.datagrams:
+            return
         pair, source = (sender, receiver), address_of(sender)
         for arrival in self.links.arrivals(pair, len(data), self.now):
             copy = data if arrival.mutated is None else flipped(data, arrival.mutated)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from chaos.simulation.credentials import Credentials
 from mesh import codec
 from mesh.identity import Authority
 from mesh.ids import Address, make_life, node_tag
@@ -30,10 +31,9 @@ from mesh.messages import (
 from mesh.own_record import OwnRecord
 from mesh.records import RecordVerifier
 from mesh.sealing import KeyRing, KeyState, RingKey, Sealer, receiver_tag
-from tests.mesh.gossip_harness import TestMesh
 
 FOLDER = Path(__file__).parent.parent / "golden" / "packets"
-MESH = TestMesh("golden")
+MESH = Credentials(1)
 RING = KeyRing([RingKey(bytes(range(32)), KeyState.PRIMARY)])
 LIFE = make_life(1, 2)
 RECORD = OwnRecord(

@@ -3,12 +3,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chaos.simulation.credentials import Credentials
 from mesh import identity
 from mesh.errors import ConfigError, RecordError
 from mesh.identity import Authority, cluster_id, issue, verify
-from tests.mesh.gossip_harness import TestMesh, seeded_key
 
-MESH = TestMesh()
+MESH = Credentials(1)
 NODE = MESH.identity("node-a")
 
 
@@ -34,13 +34,13 @@ def test_a_certificate_changed_anywhere_is_refused(forged: dict) -> None:
 
 def test_a_certificate_of_another_authority_is_refused_even_for_the_same_name() -> None:
     with pytest.raises(RecordError, match="another mesh"):
-        Authority(MESH.ca_public_key).check(TestMesh("other").identity("node-a").certificate)
+        Authority(MESH.ca_public_key).check(Credentials(2).identity("node-a").certificate)
 
 
 def test_an_authority_that_signs_with_our_cluster_id_but_another_key_is_refused() -> None:
-    public_key = seeded_key("x").public_key().public_bytes_raw()
+    public_key = MESH.key("x").public_key().public_bytes_raw()
     forged = issue(
-        seeded_key("thief"), cluster=MESH.cluster, role="node", name="node-a", enrolment=1, public_key=public_key
+        MESH.key("thief"), cluster=MESH.cluster, role="node", name="node-a", enrolment=1, public_key=public_key
     )
     with pytest.raises(RecordError, match="forged"):
         Authority(MESH.ca_public_key).check(forged)
@@ -71,7 +71,7 @@ def test_issuing_for_an_unusable_role_or_name_says_so(role: str, name: str) -> N
 
 def test_the_mesh_id_depends_on_the_authority_key_alone() -> None:
     assert cluster_id(MESH.ca_public_key) == MESH.cluster
-    assert cluster_id(TestMesh("other").ca_public_key) != MESH.cluster
+    assert cluster_id(Credentials(2).ca_public_key) != MESH.cluster
 
 
 def test_verified_certificates_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

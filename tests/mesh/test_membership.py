@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chaos.simulation.credentials import Credentials
 from mesh import membership as membership_module
 from mesh.ids import Address, node_tag
 from mesh.membership import RANK, Member, Membership, Status
@@ -12,9 +13,8 @@ from mesh.messages import Claim, Reason
 from mesh.own_record import OwnRecord
 from mesh.profiles import LOCAL
 from mesh.records import MemberRecord, sign_record
-from tests.mesh.gossip_harness import TestMesh
 
-MESH = TestMesh()
+MESH = Credentials(1)
 
 
 def record(

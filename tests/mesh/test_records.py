@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chaos.simulation.credentials import Credentials
 from mesh import records
 from mesh.errors import ConfigError, RecordError
 from mesh.identity import Authority, Identity, issue
@@ -10,9 +11,8 @@ from mesh.ids import Address, make_life
 from mesh.messages import RECORD_BYTES_MAX
 from mesh.own_record import OwnRecord
 from mesh.records import HOST_CHARS_MAX, RecordVerifier
-from tests.mesh.gossip_harness import TestMesh, seeded_key
 
-MESH = TestMesh()
+MESH = Credentials(1)
 
 
 def own(identity: Identity | None = None, *, boot: int = 1, host: str = "127.0.0.1") -> OwnRecord:
@@ -60,11 +60,11 @@ def test_a_member_cannot_sign_for_another() -> None:
 
 def test_a_record_of_another_mesh_is_refused() -> None:
     with pytest.raises(RecordError, match="another mesh"):
-        verifier().verify(own(TestMesh("other").identity("node-a")).current.raw)
+        verifier().verify(own(Credentials(2).identity("node-a")).current.raw)
 
 
 def test_an_operator_cannot_be_a_member() -> None:
-    key = seeded_key("op")
+    key = MESH.key("op")
     public_key = key.public_key().public_bytes_raw()
     certificate = issue(
         MESH.ca_key, cluster=MESH.cluster, role="operator", name="op", enrolment=1, public_key=public_key

@@ -23,6 +23,7 @@ import msgspec
 import trio
 import trio.testing
 
+from chaos.simulation.credentials import Credentials
 from mesh.errors import ConfigError, UnavailableError
 from mesh.ids import Address, NodeId
 from mesh.profiles import LOCAL, Profile
@@ -33,7 +34,6 @@ from node.env import AgentInfo, Env, Job, Outcome, PeerIdentity
 from node.node import Node, NodeSpec
 from node.settings import Settings
 from node.streams.rpc import RpcServer
-from tests.mesh.gossip_harness import TestMesh
 
 T = TypeVar("T")
 Handler = Callable[[Job], Awaitable[Outcome]]
@@ -632,7 +632,7 @@ class World:
         self.nursery = nursery
         self.rng = random.Random(seed)
         self.profile = profile
-        self.mesh = TestMesh()
+        self.mesh = Credentials(1)
         self.network = Network(random.Random(self.rng.getrandbits(64)))
         self.network.nursery = nursery
         self.hosts: dict[str, Host] = {}

@@ -5,18 +5,18 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from chaos.simulation.credentials import Credentials
 from mesh.bundles import open_bundle
 from mesh.identity import Authority
 from mesh.ids import Origin
 from mesh.rows import Row
 from node.replication.push import BUNDLE_BURST, BUNDLES_PER_S, VALUE_BYTES_MAX, Push
 from node.storage.store import Commit
-from tests.mesh.gossip_harness import TestMesh
 
 
 class Told:
     def __init__(self) -> None:
-        self.mesh = TestMesh()
+        self.mesh = Credentials(1)
         self.now = 100.0
         self.peers = True
         self.bundles: list[tuple[bytes, bytes]] = []
