@@ -13,7 +13,7 @@ Value = float | int | str | bool
 SCALES = ("node", "protocol")
 """`node`: whole nodes with disks and work, 3 to 50 of them. `protocol`: bare membership engines, up to 1,000."""
 
-SHORT_DWELL: Mapping[str, Value] = {"suspectRecoverMinMs": 0, "deadRecoverMinMs": 100}
+SHORT_DWELL: Mapping[str, Value] = {"suspectRecoverMinMs": 0, "deadRecoverMinMs": 0}
 """With the usual 30 s, and longer for flapping nodes, most of a short run would pass in waiting."""
 
 NODES_MIN, NODES_MAX = 2, {"node": 50, "protocol": 1_000}
@@ -117,7 +117,7 @@ class Scenario:
     disk: DiskSpec = DiskSpec()
     workload: WorkloadSpec = WorkloadSpec()
     settings: Mapping[str, Value] = field(default_factory=lambda: dict(SHORT_DWELL))
-    """Node settings, by the names of the settings file. The default keeps returned nodes from new work only shortly."""
+    """Node settings, by the names of the settings file. The default gives returned nodes new work at once."""
     faults: tuple[Fault, ...] = ()
     random: RandomFaults | None = None
     expect: tuple[str, ...] = ()

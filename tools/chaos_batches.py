@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import sys
@@ -261,9 +262,66 @@ def _bench(session: Session) -> int:
     return EXIT_OK
 
 
+def _matrix(
+    session: Session,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="All chance comes from it.")] = 1,
+) -> int:
+    """Play the four checks of the chaos matrix, for real.
+
+    node_crash_recovery, packet_loss_partition_heal, clock_skew_recovery_guard and disk_pressure_guard, each as named
+    scenarios in the simulator. Exit 1 when one does not pass.
+
+    \b
+    Example:
+      relaymesh chaos matrix --seed 7
+    """
+    from chaos.matrix import MATRIX, play_matrix
+
+    checks = []
+    with Progress(sys.stderr) as progress:
+        progress.show(f"{next(iter(MATRIX))}, 1 of {len(MATRIX)}")
+        for check in play_matrix(seed):
+            checks.append({"scenario": check.name, "pass": check.passed, "detail": check.detail})
+            progress.show(f"{check.name}: {'passed' if check.passed else 'failed'}, {len(checks)} of {len(MATRIX)}")
+    passed = all(check["pass"] for check in checks)
+    if session.json:
+        print_json({"scenarios": checks, "passed": passed})
+    else:
+        session.show(checks)
+    return EXIT_OK if passed else EXIT_NEGATIVE
+
+
+def _figures(
+    session: Session,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer seeds and shorter watches: minutes, not half an hour.")
+    ] = False,
+) -> int:
+    """Measure what the membership protocol promises, on bare engines.
+
+    How long until a crash is known everywhere, how fast rumors spread, how often a healthy member is declared DEAD at
+    loss, what an idle mesh sends, how long views need to agree after a cut. Exit 1 when a figure is worse than it must be.
+
+    \b
+    Example:
+      relaymesh chaos figures --quick
+    """
+    from chaos.protocol import figures
+
+    rows = []
+    with Progress(sys.stderr) as progress:
+        for figure in figures.measure(figures.QUICK if quick else figures.FULL):
+            progress.show(figure.what)
+            rows.append({**dataclasses.asdict(figure), "held": figure.held})
+    session.show(rows)
+    return EXIT_OK if all(row["held"] for row in rows) else EXIT_NEGATIVE
+
+
 _COMMANDS: dict[str, Command] = {
     "hunt": _hunt,
     "mutants": _mutants,
     "verify-determinism": _verify_determinism,
     "bench": _bench,
+    "matrix": _matrix,
+    "figures": _figures,
 }

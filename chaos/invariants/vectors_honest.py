@@ -58,6 +58,8 @@ class EqualVectorsEqualReplicas(Promise):
     def see(self, seen: Seen) -> Iterator[str]:
         """Compare with whoever had this vector before."""
         assert isinstance(seen, Sampled)
+        if seen.parked:
+            return  # a row of the future was seen, and becomes part of the replica when its time has come
         sums = {origin: total for origin, total in seen.sums.items() if total[0]}
         other, at_ms, theirs = self._sums.setdefault(seen.stored_vector.digest(), (seen.host, seen.at_ms, sums))
         if theirs != sums:

@@ -408,8 +408,13 @@ class Host:
         while True:
             await node.env.clock.sleep(SAMPLE_EVERY_S)
             try:
-                stored, sums, memory = await node.store.read(
-                    lambda reader: (reader.vector(), reader.sums(), node.store.vector.copy())
+                stored, sums, memory, ((parked,),) = await node.store.read(
+                    lambda reader: (
+                        reader.vector(),
+                        reader.sums(),
+                        node.store.vector.copy(),
+                        reader.sql("SELECT count(*) FROM quarantine"),
+                    )
                 )
             except RelayMeshError:
                 continue  # the disk fails just now
@@ -424,6 +429,7 @@ class Host:
                     memory_vector=memory,
                     stored_vector=stored,
                     sums=sums,
+                    parked=parked,
                     levels=levels,
                 )
             )

@@ -20,7 +20,7 @@ ANSWER_S = 8.0
 RECENT = 30
 """Cancels, replays and looks choose among this many latest tasks."""
 MAX_ATTEMPTS = 4
-_LONG_SHARE, _LONG_FACTOR = 0.1, 10
+_LONG_SHARE, _LONG_FACTOR, _LONGEST_S = 0.1, 10, 10.0
 _PADS = (0, 0, 0, 300, 5_000)
 """Small rows travel in datagrams, larger ones by pulls, the largest beside their row."""
 
@@ -102,7 +102,7 @@ class Workload:
     def _step(self, draws: random.Random, name: str, above: list[str]) -> dict[str, Any]:
         run_s = draws.expovariate(1 / self._spec.run_s) if self._spec.run_s else 0.0
         if draws.random() < _LONG_SHARE:
-            run_s *= _LONG_FACTOR
+            run_s = min(run_s * _LONG_FACTOR, _LONGEST_S)
         fails = draws.randint(1, MAX_ATTEMPTS - 1) if draws.random() < self._spec.fail_share else 0
         doomed = draws.random() < self._spec.fail_share / 4
         work = Work(run_s=round(run_s, 3), fails=fails, doomed=doomed, pad="x" * draws.choice(_PADS))
