@@ -1,4 +1,4 @@
-"""The four checks that the predecessor called its chaos matrix, each played as scenarios that really do what it names."""
+"""The four checks that the predecessor called its chaos matrix, each played as scenarios that do what it names."""
 
 from __future__ import annotations
 

@@ -300,7 +300,8 @@ def _figures(
     """Measure what the membership protocol promises, on bare engines.
 
     How long until a crash is known everywhere, how fast rumors spread, how often a healthy member is declared DEAD at
-    loss, what an idle mesh sends, how long views need to agree after a cut. Exit 1 when a figure is worse than it must be.
+    loss, what an idle mesh sends, how long views need to agree after a cut. Exit 1 when a figure is worse than it must
+    be.
 
     \b
     Example:

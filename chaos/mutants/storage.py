@@ -51,7 +51,9 @@ MUTANTS = (
             Edit(
                 "node.storage.writer:Writer.run_batch",
                 "return self._fail(requests, failure, batch.reloaded)",
-                "self._fail(requests, failure, batch.reloaded)\n            batch.failure = failure\n            return batch",
+                "self._fail(requests, failure, batch.reloaded)\n"
+                "            batch.failure = failure\n"
+                "            return batch",
             ),
         ),
     ),
