@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from chaos.mutants import MUTANTS
 
 from chaos import determinism, hunting, playing, scenario_file, shrink
 from chaos.determinism import Difference, Verified
 from chaos.hunting import Found, HuntResult
+from chaos.mutants import MUTANTS
 from chaos.runs import RunResult, Violation
 from chaos.scenario import Fault, Scenario
 from mesh.errors import ConfigError
