@@ -313,7 +313,7 @@ MENU: Mapping[str, FaultKind] = {
         options={"skew_s": Option(default=30.0, about="how far, either way", lowest=-1e9, highest=1e9)},
     ),
     "clock-jump": FaultKind(
-        about="the date jumps and stays",
+        about="the date jumps and stays; the process restarts under it",
         hits="node",
         weight=1,
         longest_s=0,
@@ -378,3 +378,6 @@ MENU: Mapping[str, FaultKind] = {
         pending="garbage is not collected yet, so nothing is ever forgotten; snapshot bootstrap is not built",
     ),
 }
+
+RESTARTS = ("kill", "stop", "power-cut", "wipe", "no-clock", "bit-flip")
+"""Kinds with a length that may be 0: the process ends, and starts again at once. All other kinds would do nothing."""

@@ -153,9 +153,9 @@ def load_settings(path: Path, environ: Mapping[str, str] | None = None) -> Setti
             values[key] = _parse_text(text)
             sources[key] = f"environment variable {variable}"
     for key, value in values.items():
-        _check_value(sources[key], key, value)
+        check_value(sources[key], key, value)
     settings = msgspec.convert(values, Settings)
-    _check_order(settings, sources, path)
+    check_order(settings, sources, str(path))
     return settings
 
 
@@ -198,7 +198,8 @@ def _unique_keys(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _check_value(source: str, key: str, value: Any) -> None:
+def check_value(source: str, key: str, value: Any) -> None:
+    """Refuse an unknown setting, or a value that it may not have, with a ConfigError that begins with the source."""
     if key in _RETIRED:
         raise ConfigError(f"{source}: {key} is not used: {_RETIRED[key]}")
     field = _FIELDS.get(key)
@@ -211,11 +212,12 @@ def _check_value(source: str, key: str, value: Any) -> None:
         raise ConfigError(f"{source}: {key} must be {_allowed(field)}, not {_shown(value)}") from None
 
 
-def _check_order(settings: Settings, sources: Mapping[str, str], path: Path) -> None:
+def check_order(settings: Settings, sources: Mapping[str, str], otherwise: str) -> None:
+    """Refuse values that contradict each other. The ConfigError begins with the source of the key, or `otherwise`."""
     for low_key, high_key in _ORDERED:
         low, high = (getattr(settings, _FIELDS[key].name) for key in (low_key, high_key))
         if low is not None and high is not None and high < low:
-            source = sources.get(high_key) or sources.get(low_key) or str(path)
+            source = sources.get(high_key) or sources.get(low_key) or otherwise
             raise ConfigError(f"{source}: {high_key} ({high}) must not be smaller than {low_key} ({low})")
 
 
