@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 
-from chaos.scenario import ClockSpec, DiskSpec, Fault, NetSpec, Scenario, WorkloadSpec
+from chaos.scenario import NODES_MIN, ClockSpec, DiskSpec, Fault, NetSpec, Scenario, WorkloadSpec
 
 TRIES_MAX = 150
 _ROUND_TO_S = (10.0, 5.0, 1.0, 0.1)
@@ -95,17 +95,19 @@ def _shorter(scenario: Scenario) -> Iterator[Scenario]:
 
 
 def _fewer_nodes(scenario: Scenario) -> Iterator[Scenario]:
-    """Without the last host, where no fault names it; what names it loses it first."""
-    if scenario.nodes <= 2:
-        return
-    last = scenario.node_names()[-1]
-    faults = [_without(fault, last) for fault in scenario.faults]
-    yield replace(scenario, nodes=scenario.nodes - 1, faults=tuple(fault for fault in faults if fault is not None))
+    """Without the last half of the hosts, or the last one; what names them loses them first."""
+    names = scenario.node_names()
+    for count in sorted({max(NODES_MIN, scenario.nodes // 2), scenario.nodes - 1}):
+        if NODES_MIN <= count < scenario.nodes:
+            faults = [_among(fault, names[:count]) for fault in scenario.faults]
+            yield replace(scenario, nodes=count, faults=tuple(fault for fault in faults if fault is not None))
 
 
-def _without(fault: Fault, host: str) -> Fault | None:
-    nodes = tuple(name for name in fault.nodes if name != host)
-    groups = tuple(group for side in fault.groups if (group := tuple(name for name in side if name != host)))
+def _among(fault: Fault, hosts: Sequence[str]) -> Fault | None:
+    """The fault with these hosts only; None when too little of it is left."""
+    kept = frozenset(hosts)
+    nodes = tuple(name for name in fault.nodes if name in kept)
+    groups = tuple(group for side in fault.groups if (group := tuple(name for name in side if name in kept)))
     if (fault.nodes and not nodes) or len(groups) != len(fault.groups):
         return None
     return replace(fault, nodes=nodes, groups=groups)

@@ -28,6 +28,17 @@ def test_what_does_not_matter_goes():
     assert small.duration_s < 25
 
 
+def test_a_large_mesh_is_halved_before_it_loses_one_after_the_other():
+    sizes = []
+
+    def fails(scenario: Scenario) -> bool:
+        sizes.append(scenario.nodes)
+        return scenario.nodes >= 6
+
+    assert shrink.shrink(Scenario(name="x", scale="protocol", nodes=1_000), fails).nodes == 6
+    assert len(sizes) < 60
+
+
 def test_times_become_round_as_long_as_it_still_fails():
     small = shrink.shrink(DRAWN, lambda scenario: any(f.kind == "kill" and f.at_s > 15 for f in scenario.faults))
     assert small.faults[0].at_s in (20.0, 17.0)
