@@ -36,16 +36,10 @@ SHORTEST_S = 0.3
 CALM_S = 2.0
 """Between two faults of one process or disk: a host has time to come back."""
 
-_WHOLE_HOST = frozenset({"process", "disk"})
 _LOSES_DATA = frozenset({"lying-sync", "stale-image", "wipe"})
-_ON_A_HOST: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("kill", "stop", "pause", "starve", "power-cut", "power-cut-at-write", "settings", "no-clock"), "process"
-    ),
-    **dict.fromkeys(
-        ("lying-sync", "sync-error", "io-error", "disk-full", "read-only", "stale-image", "wipe", "clone"), "disk"
-    ),
-}
+_OF_A_PROCESS = ("kill", "stop", "pause", "starve", "power-cut", "power-cut-at-write", "settings", "no-clock")
+_OF_A_DISK = ("lying-sync", "sync-error", "io-error", "disk-full", "read-only", "stale-image", "wipe", "clone")
+_OF_A_HOST = frozenset({*_OF_A_PROCESS, *_OF_A_DISK})
 _DRAWN: Mapping[tuple[str, str], tuple[float, float]] = {
     # A date more than a minute ahead of the mesh is a situation of its own, which has its named scenario: what such a
     # host writes waits at the others until their time has come.
@@ -156,10 +150,10 @@ class _Schedule:
             self.faults.append(fault)
 
     def _fits(self, fault: Fault) -> bool:
-        if _ON_A_HOST.get(fault.kind) in _WHOLE_HOST:
+        if fault.kind in _OF_A_HOST:
             for other in self.faults:
                 near = other.at_s - CALM_S < fault.until_s and fault.at_s - CALM_S < other.until_s
-                if near and _ON_A_HOST.get(other.kind) and set(other.nodes) & set(fault.nodes):
+                if near and other.kind in _OF_A_HOST and set(other.nodes) & set(fault.nodes):
                     return False
         if fault.kind in _LOSES_DATA:
             # With most disks lost nothing is left to judge: what was acknowledged may then be gone by right.
