@@ -117,6 +117,11 @@ class MemberSeen(Seen):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RumorRepeated(Seen):
+    """What is above the membership of `host` was handed a rumor that this process had been handed before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FaultBegan(Seen):
     """A fault began."""
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from chaos.invariants.acknowledged_kept import AcknowledgedKept, NodeKnowsItsWord
 from chaos.invariants.answers_explained import OneTaskPerKey, RefusalsExplained
 from chaos.invariants.bounded_levels import LevelsBounded
+from chaos.invariants.cancel_obeyed import CancelObeyed
 from chaos.invariants.cancelled_stays import CancelledStays
 from chaos.invariants.children_after_parents import ChildrenAfterParents
 from chaos.invariants.clocks_rise import LivesRise, StampsRise
@@ -19,6 +20,7 @@ from chaos.invariants.durable_before_heard import DurableBeforeHeard
 from chaos.invariants.final_is_maximum import FinalIsMaximum, VersionsOnlyGrow
 from chaos.invariants.finished_stays import FinishedStays
 from chaos.invariants.gate import GateHolds
+from chaos.invariants.generations_count import GenerationsCount
 from chaos.invariants.idle_when_settled import IdleWhenSettled, WritesChangeSomething
 from chaos.invariants.members_are_the_living import MembersAreTheLiving
 from chaos.invariants.mirror import Mirror
@@ -31,8 +33,10 @@ from chaos.invariants.quarantine_explained import QuarantineExplained
 from chaos.invariants.refused_after_higher_epoch import RefusedAfterHigherEpoch
 from chaos.invariants.replicas_equal import ComesToRest, QueuesHoldOpenSteps, ReplicasEqual
 from chaos.invariants.result_stays import ResultStays
+from chaos.invariants.rumors_are_news import RumorsAreNews
 from chaos.invariants.runs_explained import ResultsComeFromRuns, RunsExplained
 from chaos.invariants.sink_monotonic import SinkMonotonic
+from chaos.invariants.suspicions_end import SuspicionsEnd
 from chaos.invariants.takeover_justified import NothingTakenInFreeze, TakeoverJustified
 from chaos.invariants.tasks_end import TasksEndAsDefined
 from chaos.invariants.vectors_honest import EqualVectorsEqualReplicas, VectorsHonest
@@ -49,6 +53,7 @@ ALL: Sequence[type[Promise]] = (
     ResultStays,
     FinishedStays,
     CancelledStays,
+    CancelObeyed,
     OneTaskPerKey,
     RefusalsExplained,
     # replication and storage
@@ -61,6 +66,7 @@ ALL: Sequence[type[Promise]] = (
     QuarantineExplained,
     LivesRise,
     StampsRise,
+    GenerationsCount,
     # ownership and runs
     OneWriter,
     OwnEpoch,
@@ -79,6 +85,8 @@ ALL: Sequence[type[Promise]] = (
     DatabasesSound,
     LogsTellOfNoFault,
     LevelsBounded,
+    SuspicionsEnd,
+    RumorsAreNews,
     # after the heal
     ComesToRest,
     TasksEndAsDefined,

@@ -11,7 +11,7 @@ from chaos.invariants.oracle import CANCELLED, owner_of, told
 from chaos.invariants.promise import Promise
 from chaos.observations import Committed, HostEnded, HostStarted, MemberSeen, Seen
 
-DECIDED_MS = 5_000.0
+DECIDED_MS = 300.0
 """From the decision to take until its commit returned, at the most: it waits for the disk."""
 SLOW_KINDS = frozenset({"slow-disk", "pause", "starve", "io-error", "disk-full", "read-only", "sync-error"})
 

@@ -43,7 +43,7 @@ MUTANTS = (
     Mutant(
         name="unbounded-freeze",
         breaks="a mass failure is frozen for two dead times, then work continues with those very failures",
-        caught_by=("dead-in-time",),
+        caught_by=("suspicions-end",),
         edits=(
             Edit(
                 "mesh.freeze:MassFailureFreeze.evaluate",
@@ -60,7 +60,7 @@ MUTANTS = (
     Mutant(
         name="no-dedup",
         breaks="a rumor is news once: its copies are dropped",
-        caught_by=("levels-bounded",),
+        caught_by=("rumors-are-news",),
         edits=(Edit("mesh.rumors:RumorDedup.is_new", "return False", "return True"),),
     ),
     Mutant(

@@ -9,11 +9,7 @@ MUTANTS = (
     Mutant(
         name="epoch-above-rank",
         breaks="finished work is never undone by unfinished work, whatever its lease epoch",
-        caught_by=(
-            "final-is-maximum",
-            "finished-stays",
-            "versions-only-grow",
-        ),
+        caught_by=("final-is-maximum", "finished-stays", "versions-only-grow"),
         edits=(
             Edit(
                 "mesh.registers:_lifecycle",
@@ -25,10 +21,7 @@ MUTANTS = (
     Mutant(
         name="stamp-above-lease",
         breaks="a stale owner with a fast clock cannot win back a lease that was taken over",
-        caught_by=(
-            "final-is-maximum",
-            "versions-only-grow",
-        ),
+        caught_by=("final-is-maximum", "versions-only-grow"),
         edits=(
             Edit(
                 "mesh.registers:_lifecycle",
@@ -40,10 +33,7 @@ MUTANTS = (
     Mutant(
         name="own-result-stands",
         breaks="the greatest version of a row wins on every node, also over what that node itself committed",
-        caught_by=(
-            "comes-to-rest",
-            "final-is-maximum",
-        ),
+        caught_by=("comes-to-rest", "final-is-maximum"),
         edits=(
             Edit(
                 "node.storage.transaction:Transaction.merge",
@@ -57,19 +47,13 @@ MUTANTS = (
     Mutant(
         name="quarantine-of-lifecycle-rows",
         breaks="a step's version applies at once, however far ahead its writer's clock was",
-        caught_by=(
-            "quarantine-explained",
-            "comes-to-rest",
-        ),
+        caught_by=("quarantine-explained", "comes-to-rest"),
         edits=(Edit("mesh.replica:judge", "if not in_time and table.register in _STAMP_DECIDES:", "if not in_time:"),),
     ),
     Mutant(
         name="vector-joined-early",
         breaks="a replica claims to have seen a row only in the transaction that brings it",
-        caught_by=(
-            "vectors-honest",
-            "equal-vectors-equal-replicas",
-        ),
+        caught_by=("vectors-honest", "equal-vectors-equal-replicas"),
         edits=(
             Edit(
                 "node.replication.pull:Puller.pull",
@@ -81,10 +65,7 @@ MUTANTS = (
     Mutant(
         name="bundle-closes-gaps",
         breaks="a bundle completes its own sequence numbers, not those before it that were lost on the way",
-        caught_by=(
-            "vectors-honest",
-            "equal-vectors-equal-replicas",
-        ),
+        caught_by=("vectors-honest", "equal-vectors-equal-replicas"),
         edits=(
             Edit(
                 "node.node:_merge_bundles",

@@ -79,10 +79,7 @@ MUTANTS = (
     Mutant(
         name="cancel-dropped-at-take-over",
         breaks="a cancel is obeyed by every owner and taker, also by one that owns the step later",
-        caught_by=(
-            "tasks-end-as-defined",
-            "cancelled-stays",
-        ),
+        caught_by=("cancel-obeyed", "cancelled-stays"),
         edits=(
             Edit(
                 "node.work.transitions:claim", "if task is not None and is_cancel_requested(task, step):", "if False:"

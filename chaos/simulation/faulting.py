@@ -185,9 +185,7 @@ async def _lying_sync(world: World, fault: Fault) -> None:
     (host,) = _hosts(world, fault)
     host.disk.lying_sync = True
     await trio.sleep(fault.for_s)
-    host.durable_lost = True
-    host.die("power-cut", image="drop")
-    await host.until_ended()
+    await host.lose_disk()
     host.disk.lying_sync = False
     host.start()
 
@@ -241,18 +239,14 @@ async def _stale_image(world: World, fault: Fault) -> None:
     (host,) = _hosts(world, fault)
     image = host.disk.snapshot()
     await trio.sleep(fault.for_s)
-    host.durable_lost = True
-    host.die("power-cut")
-    await host.until_ended()
+    await host.lose_disk()
     host.disk.restore(image)
     host.start()
 
 
 async def _wipe(world: World, fault: Fault) -> None:
     (host,) = _hosts(world, fault)
-    host.durable_lost = True
-    host.die("power-cut")
-    await host.until_ended()
+    await host.lose_disk()
     host.disk.wipe()
     host.enrolment += 1
     await trio.sleep(fault.for_s)

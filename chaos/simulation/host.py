@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import trio
 
-from chaos.observations import Committed, HostEnded, HostStarted, MemberSeen, Sampled
+from chaos.observations import Committed, HostEnded, HostStarted, MemberSeen, RumorRepeated, Sampled
 from chaos.simulation.datagrams import HOST_SUFFIX, SimulatedSocket
 from chaos.simulation.disk import SimulatedDisk
 from chaos.simulation.executor import SimulatedExecutor
@@ -27,6 +27,7 @@ from chaos.simulation.process import Process, ProcessGone
 from chaos.simulation.scheduling import HOST
 from chaos.simulation.streams import SimulatedStream
 from mesh import profiles
+from mesh.effects import RumorReceived
 from mesh.errors import RelayMeshError, UnavailableError
 from mesh.ids import Address, NodeId
 from node.admin.service import AdminService
@@ -263,6 +264,7 @@ class Host:
         node.loop.on_member_changed.append(
             lambda change: self.world.tell(MemberSeen(at_ms=self.world.now_ms(), host=self.name, change=change))
         )
+        node.loop.on_rumor = self._noting_repetitions(node.loop.on_rumor)
         self.world.tell(
             HostStarted(
                 at_ms=self.world.now_ms(),
@@ -273,6 +275,17 @@ class Host:
                 members={member.node_id: member.status.value for member in node.gossip.members.all()},
             )
         )
+
+    def _noting_repetitions(self, pass_on: Callable[[RumorReceived], None]) -> Callable[[RumorReceived], None]:
+        heard: dict[bytes, None] = {}
+
+        def hear(rumor: RumorReceived) -> None:
+            if rumor.payload in heard:
+                self.world.tell(RumorRepeated(at_ms=self.world.now_ms(), host=self.name))
+            heard[rumor.payload] = None
+            pass_on(rumor)
+
+        return hear
 
     def _bury(self, process: Process, node: Node | None, how: str, detail: str) -> None:
         """The last thing of a life. From here on the next one may begin."""
@@ -317,6 +330,15 @@ class Host:
         self.world.queue.release(self.name)
         assert self._scope is not None, "a life begins with its scope"
         self._scope.cancel()
+
+    async def lose_disk(self) -> None:
+        """End the process together with what its disk holds; the caller then says what the disk is afterwards."""
+        self.durable_lost = True
+        self.die("power-cut")
+        await self._ended.wait()
+        if self.durable_lost:  # no process was there to end
+            self.durable_lost = False
+            self.world.tell(HostEnded(at_ms=self.world.now_ms(), host=self.name, how="power-cut", durable_lost=True))
 
     async def until_ended(self) -> None:
         """Wait until no process is left."""
