@@ -180,8 +180,6 @@ class Replica:
     """Steps in the local queue: step id to namespace."""
     members: Mapping[str, str]
     """Status of every member it knows, itself included."""
-    views: Mapping[str, Any] = field(default_factory=dict)
-    """Answer to `task` for every accepted task, by task id."""
 
 
 @dataclass(frozen=True, slots=True)

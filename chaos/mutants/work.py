@@ -85,6 +85,11 @@ MUTANTS = (
                 "node.work.transitions:claim", "if task is not None and is_cancel_requested(task, step):", "if False:"
             ),
             Edit(
+                "node.work.transitions:finish",
+                "if task is not None and is_cancel_requested(task, current):",
+                "if False:",
+            ),
+            Edit(
                 "node.work.runtime:Runtime._begins_to_wait",
                 'return before.text("owner") != self._me or step_status(before) is Status.RUNNING',
                 "return False",
