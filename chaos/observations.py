@@ -153,8 +153,8 @@ class Sampled(Seen):
     stored_vector: VersionVector
     sums: Mapping[Origin, Any]
     """Count and digest sum per origin, as `verify` compares them."""
-    parked: int
-    """Rows put aside, those from the future among them: seen, and not part of the replica until their time comes."""
+    parked: Mapping[str, int]
+    """Rows from the future, by table: seen, and not part of the replica until their time comes."""
     levels: Mapping[str, int]
     """Sizes of queues and caches, by name."""
 

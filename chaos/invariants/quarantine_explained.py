@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chaos.invariants.promise import Promise
-from chaos.observations import Committed, Rest, Seen
+from chaos.observations import Committed, Rest, Sampled, Seen
 
+LIFECYCLE_TABLES = ("tasks", "steps")
 POISON_PREFIX = "poison-"
 """Keys of the rows that the fault `poison-row` makes up."""
 
@@ -14,14 +15,20 @@ POISON_PREFIX = "poison-"
 class QuarantineExplained(Promise):
     """Poisoned rows become current nowhere; at rest, quarantine holds them and nothing that a node of ours wrote.
 
-    Only a node that forgot what it had told, or was there twice, may have told an event of the history in two ways.
+    A step or a task applies at once, whatever the date of its writer. Only a node that forgot what it had told, or was
+    there twice, may have told an event of the history in two ways.
     """
 
     name = "quarantine-explained"
-    hears = (Committed,)
+    hears = (Committed, Sampled)
 
     def see(self, seen: Seen) -> Iterator[str]:
-        """Look for poison among what became current."""
+        """Look for poison among what became current, and for work among what waits for its time."""
+        if isinstance(seen, Sampled):
+            for table in LIFECYCLE_TABLES:
+                if table in seen.parked:
+                    yield f"{seen.host} put aside {seen.parked[table]} rows of {table} for their stamps"
+            return
         assert isinstance(seen, Committed)
         for change in seen.changes:
             if change.after.key.startswith(POISON_PREFIX):

@@ -18,9 +18,6 @@ class Mutant:
     caught_by: tuple[str, ...]
     """Names of the invariants that this is a test of: one of them must speak up within 40 seeds of the swarm."""
     edits: tuple[Edit, ...]
-    scenario: str = ""
-    """A named scenario in which the fault shows quickly, with the seed to play it with."""
-    seed: int = 1
 
     def apply(self) -> AbstractContextManager[None]:
         """Put the fault into the product until the block ends. AssertionError when the product has no such place."""

@@ -53,6 +53,7 @@ RESTART_AFTER_S = 2.0
 RESTART_GAP_S = 0.2
 OPERATOR = PeerIdentity(role="operator", name="chaos")
 
+FUTURE_ROWS = "SELECT table_name, count(*) FROM quarantine WHERE reason = 'future-stamp' GROUP BY table_name"
 SAMPLE_EVERY_S = 2.0
 PROFILES = {"local": profiles.LOCAL, "lan": profiles.LAN, "wan": profiles.WAN}
 
@@ -430,12 +431,12 @@ class Host:
         while True:
             await node.env.clock.sleep(SAMPLE_EVERY_S)
             try:
-                stored, sums, memory, ((parked,),) = await node.store.read(
+                stored, sums, memory, parked = await node.store.read(
                     lambda reader: (
                         reader.vector(),
                         reader.sums(),
                         node.store.vector.copy(),
-                        reader.sql("SELECT count(*) FROM quarantine"),
+                        dict(reader.sql(FUTURE_ROWS)),
                     )
                 )
             except RelayMeshError:

@@ -55,7 +55,12 @@ def started(host: str = "n0", life: int = 1, at_ms: float = 0.0, **fields) -> Ho
 
 
 def sampled(
-    stored: VersionVector, *, memory: VersionVector | None = None, host: str = "n0", total: int = 1, parked: int = 0
+    stored: VersionVector,
+    *,
+    memory: VersionVector | None = None,
+    host: str = "n0",
+    total: int = 1,
+    parked: dict[str, int] | None = None,
 ):
     return Sampled(
         at_ms=20.0,
@@ -63,7 +68,7 @@ def sampled(
         memory_vector=memory or stored,
         stored_vector=stored,
         sums={A: (total, total, total)},
-        parked=parked,
+        parked=parked or {},
         levels={},
     )
 
@@ -137,7 +142,15 @@ def test_equal_vectors_mean_equal_sums_but_for_rows_of_the_future():
     one, other = sampled(vector), sampled(vector, host="n1", total=2)
     assert "equal-vectors-equal-replicas" in broken(one, other)
     assert "equal-vectors-equal-replicas" not in broken(one, sampled(vector, host="n1"))
-    assert "equal-vectors-equal-replicas" not in broken(one, sampled(vector, host="n1", total=2, parked=1))
+    assert "equal-vectors-equal-replicas" not in broken(
+        one, sampled(vector, host="n1", total=2, parked={"profiles": 1})
+    )
+
+
+def test_work_applies_at_once_whatever_the_date_of_its_writer():
+    vector = VersionVector({A: [(1, 3)]})
+    assert "quarantine-explained" in broken(sampled(vector, parked={"steps": 2}))
+    assert "quarantine-explained" not in broken(sampled(vector, parked={"profiles": 2}))
 
 
 def test_a_mended_mesh_comes_to_rest():
