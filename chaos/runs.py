@@ -58,6 +58,8 @@ class RunResult:
     healed_ms: float = 0.0
     settled_ms: float | None = None
     timeline: Sequence[TimelineEvent] = ()
+    views_until_ms: float | None = None
+    """When the timeline ceases to tell changes of membership, because there were too many; None for never."""
     logs: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Per host, in virtual time."""
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from node.work.tables import PRIORITIES
 _GOSSIP_COUNTERS = {
     "probes": "Members probed",
     "probe_failures": "Probes that neither ping, helpers nor stream answered",
-    "rumors_dropped": "Rumors that a full queue pushed out before their budget was spent",
+    "rumors_dropped": "Rumors given up before their budget was spent: the queue was full, or they were old",
     "rumors_ttl_exhausted": "Rumors not passed on because their hops were spent",
     "records_refused": "Member records whose signature or form did not hold",
     "refutations": "Accusations against this node that it refuted",
@@ -122,6 +122,9 @@ class _NodeCollector(Collector):
             yield CounterMetricFamily(f"relaymesh_{name}", text, getattr(counted, name))
         yield GaugeMetricFamily("relaymesh_local_health", "0: good; 7: this node doubts itself", counted.local_health)
         yield GaugeMetricFamily("relaymesh_rumors_queued", "Rumors with budget left", counted.rumors_queued)
+        yield GaugeMetricFamily(
+            "relaymesh_relayed_probes", "Probes made for others that wait for their answers", statistics.relayed_probes
+        )
         yield GaugeMetricFamily("relaymesh_stall_seconds_max", "Longest pause of this process", counted.stall_s_longest)
 
     def _replication(self) -> Iterable[Metric]:

@@ -62,6 +62,7 @@ class ProtocolPlay:
         self._coverage = Coverage()
         self._timeline = TimelineKeeper()
         self._members_shown = 0
+        self._views_until_ms: float | None = None
         self._began_s = 0.0
         self._settled_ms: float | None = None
         self._recorded: deque[tuple[bytes, Address, Address]] = deque(maxlen=RECORDED_MAX)
@@ -93,6 +94,7 @@ class ProtocolPlay:
             healed_ms=healed_ms,
             settled_ms=self._settled_ms,
             timeline=self._timeline.events(),
+            views_until_ms=self._views_until_ms,
             facts={
                 "datagrams": sum(engine.datagrams_sent for engine in world.engines.values()),
                 "bytes": sum(engine.bytes_sent for engine in world.engines.values()),
@@ -180,6 +182,7 @@ class ProtocolPlay:
         if isinstance(seen, MemberSeen):
             self._members_shown += 1
             if self._members_shown > MEMBERS_SHOWN_MAX:
+                self._views_until_ms = self._views_until_ms or seen.at_ms
                 return
         self._timeline.see(seen)
 

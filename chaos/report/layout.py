@@ -19,6 +19,8 @@ TRACKS_MAX = 4
 """Bars that overlap lie beside each other, up to this many; more than that share the last track."""
 SEGMENTS_MAX = 500
 """A membership row is cut about this often at most, unless the state itself changes more often."""
+OWN_TROUBLE_WEIGHT = 1_000_000
+"""Of a grave mark of a host itself, such as its end, against one doubt about others: those come by the thousand."""
 
 _LANES = tuple(lane for lane in LANES if lane not in ("faults", "membership"))
 """Drawn mark by mark for each host."""
@@ -29,9 +31,12 @@ def lay_out(result: RunResult) -> Chart:
     begin_ms, end_ms = _span(result)
     events = sorted(result.timeline, key=lambda event: event.at_ms)
     hosts, hosts_omitted = _hosts(events)
-    opinions = Opinions(end_ms, shortest_ms=(end_ms - begin_ms) / SEGMENTS_MAX, kept=hosts)
+    views_end_ms = end_ms if result.views_until_ms is None else result.views_until_ms
+    opinions = Opinions(views_end_ms, shortest_ms=(end_ms - begin_ms) / SEGMENTS_MAX, kept=hosts)
+    if Opinions.begins_whole(events):
+        opinions.begin_whole(begin_ms, result.scenario.node_names())
     for event in events:
-        if event.lane == "membership":
+        if event.lane == "membership" and event.at_ms <= views_end_ms:
             opinions.hear(event)
     opinions.end()
     marks, marks_omitted = _thinned([event for event in events if _is_mark(event, hosts)])
@@ -49,7 +54,7 @@ def lay_out(result: RunResult) -> Chart:
         settled_ms=result.settled_ms,
         rows=tuple(row for row in rows if row.bars),
         violations=tuple(sorted(result.violations, key=lambda violation: violation.at_ms)),
-        omitted="; ".join(part for part in (hosts_omitted, marks_omitted) if part),
+        omitted="; ".join(part for part in (hosts_omitted, _views_omitted(result), marks_omitted) if part),
     )
 
 
@@ -71,16 +76,23 @@ def _is_grave(event: TimelineEvent) -> bool:
 
 
 def _hosts(events: Iterable[TimelineEvent]) -> tuple[dict[str, int], str]:
-    """The hosts to draw, in natural order, with how many grave marks each has, and words for the others."""
+    """The hosts to draw, in natural order, with the weight of their grave marks, and words for the others."""
     trouble: dict[str, int] = {}
     for event in events:
         if event.lane != "faults":
-            trouble[event.host] = trouble.get(event.host, 0) + _is_grave(event)
+            weight = 1 if event.lane == "membership" and Opinions.understands(event) else OWN_TROUBLE_WEIGHT
+            trouble[event.host] = trouble.get(event.host, 0) + weight * _is_grave(event)
     every = sorted(trouble, key=_natural)
     worst = sorted(every, key=lambda host: -trouble[host])[:HOSTS_MAX]
     omitted = len(every) - len(worst)
     words = f"{omitted} of {len(every)} hosts, those with the least trouble" if omitted else ""
     return {host: trouble[host] for host in sorted(worst, key=_natural)}, words
+
+
+def _views_omitted(result: RunResult) -> str:
+    if result.views_until_ms is None:
+        return ""
+    return f"membership after {result.views_until_ms / 1000:.1f} s, which changed too often to be kept"
 
 
 def _is_mark(event: TimelineEvent, hosts: dict[str, int]) -> bool:

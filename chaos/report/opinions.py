@@ -7,7 +7,7 @@ two strips per host, each showing the gravest opinion of the moment, with the ta
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 
 from chaos.report.chart import Bar
@@ -35,6 +35,12 @@ class Opinions:
         """Whether this mark is a change of mind, which the strips show."""
         return _CHANGE.fullmatch(event.label) is not None
 
+    @staticmethod
+    def begins_whole(events: Iterable[TimelineEvent]) -> bool:
+        """Whether the members of this run knew each other before its first mark: that one changes an opinion."""
+        first = next((event for event in events if event.lane == "membership" and Opinions.understands(event)), None)
+        return first is not None and " -> " in first.detail and ": new -> " not in first.detail
+
     def hear(self, event: TimelineEvent) -> None:
         """Take in one membership mark."""
         change = _CHANGE.fullmatch(event.label)
@@ -44,6 +50,13 @@ class Opinions:
             self._ended(event)
         elif event.label.startswith("starts") and (strip := self._sees.get(event.host)) is not None:
             strip.change(event.at_ms, strip.start, event.detail)
+
+    def begin_whole(self, at_ms: float, names: Collection[str]) -> None:
+        """From here on everybody named sees everybody ALIVE, without a mark that says so."""
+        for host, strip in self._sees.items():
+            strip.begin(at_ms, (name for name in names if name != host))
+        for host, strip in self._seen.items():
+            strip.begin(at_ms, (name for name in names if name != host))
 
     def _changed(self, event: TimelineEvent, member: str, state: str) -> None:
         if member == event.host:
@@ -90,10 +103,16 @@ class _Strip:
         self._causes: list[str] = []
         self._causes_dropped = 0
 
+    def begin(self, at_ms: float, names: Iterable[str]) -> None:
+        self._began_ms = at_ms
+        for name in names:
+            self.put(name, "ALIVE")
+
     def holds(self, who: str) -> bool:
         return who in self._states
 
     def put(self, who: str, state: str) -> None:
+        self._down = False  # a process that changes its mind runs, whether or not its start was told
         before = self._states.get(who, "ALIVE")
         self._holders[before].pop(who, None)
         self._holders[state][who] = None

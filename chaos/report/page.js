@@ -57,7 +57,7 @@
     canvas.style.width = `${width}px`;
     canvas.style.height = `${height}px`;
     pen.setTransform(scale, 0, 0, scale, 0, 0);
-    draw();
+    paintAll();  // at once: a new size has wiped the canvas
   }
 
   function readColours() {

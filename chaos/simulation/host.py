@@ -385,7 +385,8 @@ class Host:
 
     async def ask(self, question: Callable[[], Awaitable[T]], timeout_s: float) -> T:
         """Have the host's own process do something and bring the outcome; TimeoutError when it dies or is too slow."""
-        assert self._nursery is not None, f"{self.name} does not run"
+        if self._nursery is None:
+            raise TimeoutError(f"{self.name} does not run")
         outcome: list[Callable[[], T]] = []
         done = trio.Event()
 
@@ -407,9 +408,10 @@ class Host:
         return outcome[0]()
 
     async def read(self, fn: Callable[[Reader], T]) -> T:
-        """Read its database, through its own store."""
+        """Read its database, through its own store; TimeoutError when no process is there to do it."""
         node = self.node
-        assert node is not None, f"{self.name} does not run"
+        if node is None:
+            raise TimeoutError(f"{self.name} does not run")
         return await self.ask(lambda: node.store.read(fn), 60.0)
 
     # --- what it shows ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,6 +108,47 @@ def test_a_host_whose_process_ended_sees_nothing_and_counts_for_nothing() -> Non
     ]
 
 
+def test_a_run_whose_first_mark_is_a_doubt_began_with_everybody_alive_to_everybody() -> None:
+    doubt = TimelineEvent(
+        at_ms=4_000, lane="membership", host="n0", label="n1 SUSPECT", detail="n1: ALIVE -> SUSPECT (probe-timeout)"
+    )
+
+    chart = lay_out(run(doubt))
+
+    assert states(row(chart, "n0", "seen as").bars) == [(0.0, 10_000.0, "alive")]
+    assert states(row(chart, "n0", "sees").bars) == [(0.0, 4_000.0, "alive"), (4_000.0, 10_000.0, "suspect")]
+    assert row(chart, "n0", "sees").bars[-1].label == "1 SUSPECT, 3 ALIVE"
+
+
+def test_a_run_whose_first_mark_is_an_arrival_began_with_nobody() -> None:
+    arrival = TimelineEvent(
+        at_ms=4_000, lane="membership", host="n0", label="n1 ALIVE", detail="n1: new -> ALIVE (joined)"
+    )
+
+    assert states(row(lay_out(run(arrival)), "n0", "sees").bars) == [(4_000.0, 10_000.0, "alive")]
+
+
+def test_a_process_that_changes_its_mind_runs_again_even_if_no_start_was_told() -> None:
+    chart = lay_out(
+        run(
+            mark(1_000, "membership", "n1", "ends: kill", tone="bad"),
+            mark(7_000, "membership", "n1", "n0 ALIVE"),
+        )
+    )
+
+    strip = tuple(bar for bar in row(chart, "n1", "sees").bars if bar.until_ms is not None)
+    assert states(strip) == [(1_000.0, 7_000.0, "down"), (7_000.0, 10_000.0, "alive")]
+
+
+def test_strips_end_where_the_timeline_ceases_to_tell_of_membership() -> None:
+    told = run(mark(0, "membership", "n0", "n1 ALIVE"), mark(1_000, "membership", "n0", "n1 DEAD", tone="bad"))
+
+    chart = lay_out(replace(told, views_until_ms=3_000.0))
+
+    assert row(chart, "n0", "sees").bars[-1].end_ms == 3_000.0
+    assert "membership after 3.0 s" in chart.omitted
+
+
 def test_rows_come_in_the_order_of_lanes_and_hosts_in_that_of_their_numbers() -> None:
     events = [mark(1, lane, host, "x") for host in ("n10", "n2") for lane in ("clients", "commits", "leases")]
 
@@ -162,9 +204,10 @@ def test_of_very_many_hosts_those_in_trouble_stay() -> None:
     events = [mark(1, "membership", f"n{number}", "n0 ALIVE") for number in range(1, 1_000)]
     trouble = [mark(2, "membership", f"n{number}", "n0 DEAD", tone="bad") for number in range(900, 920)]
 
-    chart = lay_out(run(*events, *trouble))
+    chart = lay_out(run(*events, *trouble, mark(3, "membership", "n50", "ends: kill", tone="bad")))
 
     hosts = list(dict.fromkeys(each.host for each in chart.rows))
+    assert "n50" in hosts, "a host that was killed tells more than one that doubts others"
     assert len(hosts) == HOSTS_MAX
     assert set(hosts) >= {f"n{number}" for number in range(900, 920)}
     assert f"{999 - HOSTS_MAX} of 999 hosts" in chart.omitted

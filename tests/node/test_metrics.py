@@ -24,7 +24,8 @@ async def test_every_counter_of_the_gossip_core_is_told(world, autojump_clock):
     await world.until(lambda: a.node.gossip.statistics().probes > 0)
     families = text_string_to_metric_families(await metrics.render(a.node))
     told = {sample.name: sample.value for family in families for sample in family.samples}
-    names = {"local_health": "local_health", "rumors_queued": "rumors_queued", "stall_s_longest": "stall_seconds_max"}
+    names = {name: name for name in ("local_health", "relayed_probes", "rumors_queued")}
+    names["stall_s_longest"] = "stall_seconds_max"
     for field in dataclasses.fields(Statistics):
         name = f"relaymesh_{names.get(field.name, field.name + '_total')}"
         assert told[name] == getattr(a.node.gossip.statistics(), field.name), name
