@@ -123,7 +123,7 @@ class _NodeCollector(Collector):
         yield GaugeMetricFamily("relaymesh_local_health", "0: good; 7: this node doubts itself", counted.local_health)
         yield GaugeMetricFamily("relaymesh_rumors_queued", "Rumors with budget left", counted.rumors_queued)
         yield GaugeMetricFamily(
-            "relaymesh_relayed_probes", "Probes made for others that wait for their answers", statistics.relayed_probes
+            "relaymesh_relayed_probes", "Probes made for others that wait for their answers", counted.relayed_probes
         )
         yield GaugeMetricFamily("relaymesh_stall_seconds_max", "Longest pause of this process", counted.stall_s_longest)
 

@@ -266,7 +266,7 @@ def _matrix(
     session: Session,
     seed: Annotated[int, typer.Option("--seed", min=0, help="All chance comes from it.")] = 1,
 ) -> int:
-    """Play the four checks of the chaos matrix, for real.
+    """Play the four checks of the chaos matrix.
 
     node_crash_recovery, packet_loss_partition_heal, clock_skew_recovery_guard and disk_pressure_guard, each as named
     scenarios in the simulator. Exit 1 when one does not pass.
@@ -297,7 +297,7 @@ def _figures(
         bool, typer.Option("--quick", help="Fewer seeds and shorter watches: minutes, not half an hour.")
     ] = False,
 ) -> int:
-    """Measure what the membership protocol promises, on bare engines.
+    """Measure the membership protocol.
 
     How long until a crash is known everywhere, how fast rumors spread, how often a healthy member is declared DEAD at
     loss, what an idle mesh sends, how long views need to agree after a cut. Exit 1 when a figure is worse than it must

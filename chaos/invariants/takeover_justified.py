@@ -77,8 +77,8 @@ class NothingTakenInFreeze(Promise):
                 self._member(seen)
             case Committed():
                 fears = self._fears.get(seen.host)
-                # What was decided before the freeze began is on its way to the disk. And a node that hears nobody freezes
-                # earlier than can be seen from here, so only the first half is certain.
+                # What was decided before the freeze began is on its way to the disk. And a node that hears nobody
+                # freezes earlier than can be seen from here, so only the first half is certain.
                 if (
                     fears is not None
                     and fears.began_ms + self._dead_ms / 2 < seen.at_ms < fears.began_ms + self._dead_ms
