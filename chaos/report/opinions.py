@@ -97,7 +97,6 @@ class _Strip:
         self._shortest_ms = shortest_ms
         self._states: dict[str, str] = {}
         self._holders: dict[str, dict[str, None]] = {state: {} for state in _GRAVEST_FIRST}
-        self._shows = False  # whether the last change was one of more than how many are ALIVE
         self._down = False
         self._began_ms = 0.0
         self._causes: list[str] = []
@@ -117,23 +116,19 @@ class _Strip:
         self._holders[before].pop(who, None)
         self._holders[state][who] = None
         self._states[who] = state
-        self._shows = before != state
 
     def forget(self, at_ms: float, who: str) -> None:
         """`who` ended, and its opinion with it."""
         self.change(at_ms, lambda: self._drop(who), f"{who} ends")
 
     def _drop(self, who: str) -> None:
-        before = self._states.pop(who)
-        del self._holders[before][who]
-        self._shows = before != "ALIVE"
+        del self._holders[self._states.pop(who)][who]
 
     def start(self) -> None:
         self._down = False
         self._states.clear()
         for holders in self._holders.values():
             holders.clear()
-        self._shows = True
 
     def stop(self) -> None:
         self.start()
@@ -144,7 +139,7 @@ class _Strip:
         look, tally = self._look(), self._tally()
         apply()
         long_enough = at_ms - self._began_ms >= self._shortest_ms
-        if self._look() != look or (self._shows and long_enough):
+        if self._look() != look or (self._tally() != tally and long_enough):
             self._cut(at_ms, look, tally)
         if len(self._causes) < _CAUSES_MAX:
             self._causes.append(f"{at_ms / 1000:.3f} s  {cause}")
