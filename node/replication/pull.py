@@ -35,7 +35,6 @@ PULLS_AT_ONCE_MAX = 3
 PAUSE_S = 0.05
 """Two pulls from one peer are at least this far apart, so that a busy peer is asked for many rows at a time."""
 BACKOFF_MIN_S, BACKOFF_MAX_S = 1.0, 15.0
-PULL_TIMEOUT_S = 120.0
 
 
 class PullEnd(msgspec.Struct, array_like=True):
@@ -183,9 +182,7 @@ class Puller:
 
         origin = self._store.origin
         body = msgspec.msgpack.encode(PullRequest(self._store.vector.to_wire(), (origin.node, origin.incarnation)))
-        answer = await self._calls.call(
-            address, "pull", body, expect=node_id, timeout_s=PULL_TIMEOUT_S, on_part=apply_part
-        )
+        answer = await self._calls.call(address, "pull", body, expect=node_id, on_part=apply_part)
         end = decode(answer, PullEnd)
         if origin == self._store.origin and end.known_of_you > self._store.vector.head(origin):
             # Somebody was told more by us than we remember: our disk lost a tail. Those numbers must never be reused.

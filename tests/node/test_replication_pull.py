@@ -12,8 +12,11 @@ import trio
 from mesh.errors import UnavailableError
 from mesh.hlc import DRIFT_MAX_MS
 from mesh.ids import Address
+from node.env import PeerIdentity
 from node.replication import pull as pulling
 from node.replication.pull import BACKOFF_MAX_S, PAUSE_S, PULLS_AT_ONCE_MAX, PullEnd, Puller, serve_pull
+from node.streams.rpc import RpcPool
+from node.streams.rpc_messages import SILENCE_S
 
 SOMEWHERE = Address("b.test", 1)
 
@@ -27,7 +30,7 @@ class Peer:
         self.changes: dict[str, Any] = {}
         self.parts = 0
 
-    async def call(self, address, verb, body, *, expect, timeout_s, on_part):
+    async def call(self, address, verb, body, *, expect, on_part):
         assert (address, verb) == (SOMEWHERE, "pull")
         self.parts = 0
 
@@ -191,6 +194,33 @@ async def test_a_peer_that_fails_is_asked_less_and_less_and_at_once_when_it_show
     await trio.sleep(60)
     assert len(calls.asked) == before + 1
     nursery.cancel_scope.cancel()
+
+
+class NoPower:
+    """Connects to a host that takes every byte, loses its power, and never says anything again."""
+
+    peer = PeerIdentity("node", "node-a", 1)
+
+    async def connect(self, address):
+        await trio.lowlevel.checkpoint()
+        return self
+
+    async def send_all(self, data):
+        await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes):
+        await trio.sleep_forever()
+
+    async def aclose(self):
+        await trio.lowlevel.checkpoint()
+
+
+async def test_a_peer_that_lost_its_power_during_a_pull_is_given_up_like_any_silent_one(pair, autojump_clock):
+    _, target = pair
+    puller = puller_of(target, RpcPool(cast(Any, NoPower()), b"cluster1"))
+    with pytest.raises(UnavailableError, match="sent no byte for 10 s"):
+        await puller.pull("node-a")
+    assert trio.current_time() == pytest.approx(SILENCE_S, abs=0.1)
 
 
 async def test_a_peer_that_is_gone_is_not_asked_again(pair, nursery, autojump_clock):
