@@ -115,6 +115,7 @@ class Play:
                     try:
                         await self._phases(world)
                     finally:
+                        world.watchers.clear()  # the end of the world is no event in it
                         with trio.CancelScope(shield=True):
                             await _end_all(world)
                 nursery.cancel_scope.cancel()
