@@ -88,7 +88,7 @@ def _shorter(scenario: Scenario) -> Iterator[Scenario]:
     last_s = max((fault.until_s for fault in scenario.faults), default=0.0)
     for duration_s in (last_s + 0.5, last_s + 5.0, (last_s + scenario.duration_s) / 2, scenario.duration_s / 2):
         if last_s < duration_s < scenario.duration_s:
-            yield replace(scenario, duration_s=round(duration_s, 1) + 0.1)
+            yield replace(scenario, duration_s=round(duration_s + 0.1, 1))
     for number, fault in enumerate(scenario.faults):
         if fault.for_s > 1.0:
             yield _with_fault(scenario, number, replace(fault, for_s=round(fault.for_s / 2, 1)))
