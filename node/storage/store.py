@@ -300,8 +300,10 @@ class Store:
                 callback(commit)
 
     def _note_outcome(self, batch: Batch) -> None:
+        if not batch.failure and not batch.committed:
+            return
         now_s = self._env.clock.monotonic()
-        if not batch.failure:
+        if batch.committed:
             self._failing_since = None
         elif self._failing_since is None:
             self._failing_since = now_s

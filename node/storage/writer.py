@@ -46,7 +46,7 @@ class Request:
 
 @dataclass(slots=True)
 class Batch:
-    """What one COMMIT made durable."""
+    """What one COMMIT made durable, if there was anything."""
 
     written: list[tuple[Row, ...]] = field(default_factory=list)
     """Rows that this node stamped, per request."""
@@ -56,7 +56,9 @@ class Batch:
     reloaded: VersionVector | None = None
     """The whole vector, when it was read again from the database after a failure."""
     failure: str = ""
-    """Why the batch failed as a whole; empty when it was committed."""
+    """Why the batch failed as a whole; empty when it did not."""
+    committed: bool = False
+    """Whether something was written: a batch without a change succeeds on any disk."""
 
 
 class Writer:
@@ -249,6 +251,7 @@ class Writer:
             # Stamps must go on rising after a restart on a host whose clock begins in 1970.
             self._set_meta(_META_HLC, str(ledger.hlc.last).encode())
         execute("COMMIT")
+        batch.committed = True
         ledger.count("commits")
         if minted:
             if ledger.mint_wanted == minted:

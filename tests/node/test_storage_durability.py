@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -161,6 +162,25 @@ async def test_a_store_is_failed_after_five_seconds_and_recovers_by_itself(make_
         assert [failed for failed, _ in heard] == [True, False]
         assert heard[0][1] - start >= FAILED_AFTER_S
         await store.write(put("works"))
+
+
+async def test_requests_that_change_nothing_do_not_make_a_failing_disk_look_well(make_world, disk, autojump_clock):
+    world = make_world(vfs=disk.name)
+    async with world.opened() as store:
+        heard = []
+        store.on_failed(heard.append)
+        disk.broken = True
+        with pytest.raises(StoreError):
+            await store.write(put("lost"))
+        for _ in range(40):
+            with contextlib.suppress(StoreError):  # it shared a batch with the store's own probe
+                await store.write(lambda tx: None)
+            await trio.sleep(FAILED_AFTER_S / 20)
+
+        assert heard == [True]
+        disk.broken = False
+        await trio.sleep(2)
+        assert heard == [True, False]
 
 
 async def test_a_short_failure_tells_nobody(make_world, disk, autojump_clock):
