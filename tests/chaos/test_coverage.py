@@ -1,0 +1,220 @@
+"""Coverage: the rare situations that a run got into are counted, each under its name."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from chaos.coverage import POINTS, REQUIRED, Coverage
+from chaos.observations import HostEnded, Logged, RunEnded, RunStarted, Sampled, SinkWrite
+from mesh.ids import Origin
+from mesh.version_vector import VersionVector
+from tests.chaos.feeds import Feed, fence
+
+
+def met(feed: Feed) -> dict[str, int]:
+    coverage = Coverage()
+    for seen in feed.seen:
+        coverage.see(seen)
+    return coverage.counts
+
+
+def suspects(feed: Feed) -> None:
+    feed.sees("n0", "n1", "SUSPECT")
+    feed.sees("n0", "n1", "ALIVE", before="SUSPECT")
+
+
+def returns(feed: Feed) -> None:
+    feed.sees("n0", "n1", "DEAD", before="SUSPECT")
+    feed.sees("n0", "n1", "ALIVE", before="DEAD")
+
+
+def leaves(feed: Feed) -> None:
+    feed.sees("n0", "n1", "LEFT")
+
+
+def fails_in_numbers(feed: Feed) -> None:
+    for name in ("n1", "n2", "n3"):
+        feed.sees("n0", name, "ALIVE", before="DEAD")
+    for name in ("n1", "n2"):
+        feed.sees("n0", name, "SUSPECT")
+
+
+def conflicts(feed: Feed) -> None:
+    feed.tell(Logged, "n0", level=40, text="identity conflict, nothing new is started here: …")
+
+
+def store_fails_and_works(feed: Feed) -> None:
+    feed.tell(Logged, "n0", level=40, text="the local store fails: this node starts no work")
+    feed.tell(Logged, "n0", level=40, text="the local store works again")
+
+
+def tells(action: str, **columns: object):
+    def story(feed: Feed) -> None:
+        step = feed.write("n0")
+        feed.write("n0", "told", table="history", action=action, step_id="k", fence=fence(step), **columns)
+
+    return story
+
+
+def opens_twice(feed: Feed) -> None:
+    feed.copy(feed.write("n0"), "n1")
+    feed.claim("n0")
+    feed.write("n1", opens=True, owner="n1")
+
+
+def replays_twice(feed: Feed) -> None:
+    feed.write("n0")
+    feed.copy(feed.write("n0", status="CANCELLED"), "n1")
+    for host in ("n0", "n1"):
+        feed.write(host, opens=True, owner=host, generation=1, status="PENDING")
+
+
+def sink_refuses(feed: Feed) -> None:
+    feed.tell(SinkWrite, "n0", step_id="k", fence="", accepted=False)
+
+
+def runs_twice(feed: Feed) -> None:
+    feed.write("n0")
+    feed.run("n0", feed.claim("n0"))
+    feed.write("n1")
+    feed.run("n1", feed.claim("n1"), parents={"top": b""})
+
+
+def ends_a_step(**columns: str):
+    def story(feed: Feed) -> None:
+        feed.write("n0")
+        feed.write("n0", **columns)
+
+    return story
+
+
+def cancels_a_run(feed: Feed) -> None:
+    feed.write("n0")
+    feed.claim("n0")
+    feed.write("n0", status="CANCELLED")
+
+
+def bumps(feed: Feed) -> None:
+    feed.write("n0", "cluster_epoch", table="cluster", rank=2)
+
+
+def copies_a_payload(feed: Feed) -> None:
+    feed.copy(feed.write("n0", "p", table="payloads", content=b"x"), "n1")
+
+
+def answers(command: str, **answered: object):
+    def story(feed: Feed) -> None:
+        feed.ask("n0", command, {"taskId": "t"}, **answered)
+
+    return story
+
+
+def submits(*hosts: str, **answer: object):
+    def story(feed: Feed) -> None:
+        for host in hosts:
+            feed.submit(host, **answer)
+
+    return story
+
+
+def dies(*, how: str, is_lost: bool = False, incarnation: int = 7):
+    def story(feed: Feed) -> None:
+        feed.start("n0")
+        feed.write("n0")
+        feed.run("n0", feed.claim("n0"))
+        feed.tell(HostEnded, "n0", how=how, durable_lost=is_lost)
+        feed.start("n0", life=2, incarnation=incarnation)
+        feed.claim("n0")
+
+    return story
+
+
+def has_a_gap(feed: Feed) -> None:
+    vector = VersionVector({Origin("n1", 7): [(1, 2), (5, 6)]})
+    feed.tell(Sampled, "n0", memory_vector=vector, stored_vector=vector, sums={}, parked={}, levels={})
+
+
+STORIES = [
+    ("suspect-refuted", suspects),
+    ("dead-returned", returns),
+    ("left-in-order", leaves),
+    ("most-others-failing", fails_in_numbers),
+    ("identity-conflict", conflicts),
+    ("taken-over", tells("taken_over")),
+    ("handed-over", tells("handed_over")),
+    ("released", tells("released")),
+    ("lost-with-process", tells("lost")),
+    ("aborted", tells("aborted")),
+    ("superseded", tells("superseded", detail='{"why": "another result won"}')),
+    ("finished-too-late", tells("superseded", detail=json.dumps({"why": "its lease had moved before …"}))),
+    ("requeued", tells("requeued")),
+    ("replayed", tells("replayed")),
+    ("epoch-opened-twice", opens_twice),
+    ("sink-refused", sink_refuses),
+    ("ran-twice", runs_twice),
+    ("child-ran", runs_twice),
+    ("cluster-epoch-raised", bumps),
+    ("retried", ends_a_step(status="RETRYING")),
+    ("dead-letter", ends_a_step(status="DEAD_LETTER", last_error="told")),
+    ("poison", ends_a_step(status="DEAD_LETTER", last_error="poison: told")),
+    ("cancelled-waiting", ends_a_step(status="CANCELLED")),
+    ("cancelled-running", cancels_a_run),
+    ("cancel-requested", answers("cancel", answer={"state": "requested"})),
+    ("cancel-too-late", answers("cancel", answer={"state": "too_late"})),
+    ("replayed-twice", replays_twice),
+    ("large-row-copied", copies_a_payload),
+    ("submit-unknown", answers("submit-workflow")),
+    ("submit-deduplicated", submits("n0", deduplicated=True)),
+    ("same-key-on-two-sides", submits("n0", "n1")),
+    ("replicated-answer", submits("n0", replicated=2, replicasWanted=2)),
+    ("too-few-replicas", submits("n0", replicated=1, replicasWanted=2)),
+    ("killed-while-running", dies(how="kill")),
+    ("power-cut-recovered", dies(how="power-cut")),
+    ("image-lost", dies(how="power-cut", is_lost=True)),
+    ("origin-minted", dies(how="power-cut", incarnation=8)),
+    ("start-refused", dies(how="refused")),
+    ("store-failed", store_fails_and_works),
+    ("store-worked-again", store_fails_and_works),
+    ("disk-error-answered", answers("task", error="StoreError")),
+    ("vector-gap", has_a_gap),
+    ("old-work-after-restart", dies(how="kill")),
+]
+
+
+@pytest.mark.parametrize(("point", "story"), STORIES, ids=[point for point, _ in STORIES])
+def test_what_happened_is_counted_under_its_name(point, story):
+    feed = Feed()
+    story(feed)
+    assert met(feed)[point] >= 1
+
+
+def test_every_point_has_a_story_here():
+    assert {point for point, _ in STORIES} == POINTS.keys()
+
+
+def test_a_run_without_trouble_meets_nothing():
+    feed = Feed()
+    feed.start("n0")
+    feed.write("n0")
+    claimed = feed.claim("n0")
+    feed.run("n0", claimed)
+    started = feed.seen[-1]
+    assert isinstance(started, RunStarted)
+    feed.tell(RunEnded, "n0", job=started.job, outcome="success")
+    feed.write("n0", status="SUCCESS")
+    feed.tell(HostEnded, "n0", how="stop")
+    assert met(feed) == {}
+
+
+def test_an_end_without_a_run_in_flight_kills_none():
+    feed = Feed()
+    feed.start("n0")
+    feed.tell(HostEnded, "n0", how="kill")
+    assert "killed-while-running" not in met(feed)
+
+
+def test_what_a_batch_must_meet_are_points_with_a_meaning():
+    assert frozenset() < REQUIRED <= POINTS.keys()
+    assert all(POINTS.values())
