@@ -84,7 +84,7 @@ def draw(seed: int, *, nodes: tuple[int, int] = NODES) -> Scenario:
         clock=ClockSpec(skew_s=draws.choice([0.0, 0.5, 20.0]), drift_ppm=draws.choice([0.0, 100.0, 500.0])),
         disk=DiskSpec(latency_ms=draws.choice([0.2, 1.0, 3.0])),
         workload=_workload(draws),
-        settings=draws.choice([SHORT_DWELL, SHORT_DWELL, {"suspectRecoverMinMs": 200, "deadRecoverMinMs": 3_000}]),
+        settings=draws.choice([SHORT_DWELL, SHORT_DWELL, {"suspectRecoverMinMs": 200, "deadRecoverMinMs": 5_000}]),
         random=RandomFaults(faults=draws.randint(*FAULTS), menu={kind: MENU[kind].weight for kind in sorted(part)}),
     )
     return expand(scenario, seed)

@@ -58,6 +58,19 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="take-over-in-freeze",
+        breaks="while most others seem to fail, nothing is taken from them",
+        caught_by=("nothing-taken-in-freeze",),
+        edits=(
+            Edit(
+                "node.gossip_loop:GossipLoop.may_reclaim",
+                "return self._gossip.may_reclaim(self._env.clock.monotonic())",
+                "return True",
+            ),
+            Edit("mesh.verdicts:Verdicts.judge", "if self.freeze.frozen(now):", "if False:"),
+        ),
+    ),
+    Mutant(
         name="no-dedup",
         breaks="a rumor is news once: its copies are dropped",
         caught_by=("rumors-are-news",),

@@ -119,6 +119,37 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="lost-run-not-told",
+        breaks="of every run that began, the history tells what became of it",
+        caught_by=("runs-explained",),
+        edits=(
+            Edit(
+                "node.work.runtime:Runtime._on_step",
+                "if before is not None and self._lost_run(before, after):",
+                "if False:",
+            ),
+        ),
+    ),
+    Mutant(
+        name="dead-letter-too-early",
+        breaks="a step is tried as often as its definition says before it is given up",
+        caught_by=("tasks-end-as-defined",),
+        edits=(
+            Edit(
+                "node.work.transitions:finish", "attempt >= policy.max_attempts", "attempt + 1 >= policy.max_attempts"
+            ),
+        ),
+    ),
+    Mutant(
+        name="key-not-deduplicated",
+        breaks="one key is one task, however often it is submitted",
+        caught_by=("one-task-per-key",),
+        edits=(
+            Edit("node.work.transitions:submit", "if existing is not None and not existing.deleted:", "if False:"),
+            Edit("node.work.transitions:submit", "if rivals:", "if False:"),
+        ),
+    ),
+    Mutant(
         name="poison-never-ends",
         breaks="a step that ended five of its owners' processes is not risked again",
         caught_by=("comes-to-rest",),

@@ -9,6 +9,7 @@ from chaos.invariants import ALL
 from chaos.mutants import MUTANTS, mutated
 from chaos.mutants.edits import Edit, edited, find
 from chaos.simulation.played import play
+from mesh.takeover import LostLease, is_poison
 
 AT_SEED = {
     "acknowledged-before-sync": 1,
@@ -16,6 +17,10 @@ AT_SEED = {
     "lease-heartbeat-as-row-write": 1,
     "epoch-not-bumped-at-claim": 1,
     "start-not-counted": 1,
+    "gate-removed": 1,
+    "quarantine-of-lifecycle-rows": 1,
+    "refutation-without-incarnation": 1,
+    "dead-letter-too-early": 1,
 }
 """What the first seed of the swarm catches: a sample for every test run. `chaos mutants --catch` tries all."""
 
@@ -38,6 +43,30 @@ def test_an_edit_whose_place_is_gone_is_an_error():
     for edit in (Edit("mesh.gate:Gate.nothing", "a", "b"), Edit("mesh.gate:Gate.check", "no such text", "b")):
         with pytest.raises(AssertionError), edited([edit]):
             pass
+
+
+def test_an_edit_that_changes_nothing_or_whose_place_is_not_one_is_an_error():
+    same = Edit("mesh.gate:Gate.check", "away_s = now - self._checked_at", "away_s = (now - self._checked_at)")
+    vague = Edit("mesh.gate:Gate.check", "now", "then")
+    for edit in (same, vague):
+        with pytest.raises(AssertionError), edited([edit]):
+            pass
+
+
+def test_one_function_is_edited_once_at_a_time():
+    edit = Edit("mesh.takeover:is_poison", ">= LOST_LEASES_MAX", "> LOST_LEASES_MAX")
+    with edited([edit]), pytest.raises(AssertionError, match="edited already"), edited([edit]):
+        pass
+    with edited([edit]):
+        pass
+
+
+def test_edited_code_is_run_by_whoever_imported_the_function_before():
+    lost = [LostLease("n0", life) for life in range(1, 6)]
+    assert is_poison(lost, lambda node: 9)
+    with mutated("poison-never-ends"):
+        assert not is_poison(lost, lambda node: 9)
+    assert is_poison(lost, lambda node: 9)
 
 
 def test_without_a_mutant_the_seeds_of_this_file_are_clean():
