@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import contextvars
 
 import pytest
 import trio
+from trio._core import _run
 
 from chaos.simulation.clock import WorldClock
 from chaos.simulation.event_heap import EventHeap
@@ -120,3 +122,55 @@ def test_no_line_of_a_held_host_runs_until_it_is_released():
         return seen
 
     assert in_virtual_time(main)[0] == pytest.approx([1, 6.5, 7.5, 8.5])
+
+
+CROWD = 60
+"""In a set of so many, whose order is that of their addresses, it is never that of their beginning."""
+
+
+def notes_its_abort(number: int, order: list[int]):
+    async def member(scope: trio.CancelScope) -> None:
+        def abort(_raise: object) -> trio.lowlevel.Abort:
+            order.append(number)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        with scope:
+            await trio.lowlevel.wait_task_rescheduled(abort)
+
+    return member
+
+
+@pytest.mark.parametrize("how", ["tasks", "scopes", "deadlines"])
+def test_the_order_of_cancelling_at_one_instant_follows_from_the_order_of_beginning(how):
+    async def main(heap: EventHeap) -> list[int]:
+        order: list[int] = []
+        # Later ones lie at lower addresses as often as at higher ones.
+        scopes = [trio.CancelScope(deadline=5.0 if how == "deadlines" else float("inf")) for _ in range(CROWD)]
+        ballast = [trio.CancelScope() for _ in range(CROWD)]
+        async with trio.open_nursery() as nursery:
+            for number, scope in enumerate(reversed(scopes)):
+                member = notes_its_abort(number, order)
+                if how == "tasks":
+                    nursery.start_soon(_without_scope, member)
+                else:
+                    nursery.start_soon(member, scope)
+                await trio.sleep(0.01)
+                del ballast[:1]
+            await trio.sleep(10)
+            nursery.cancel_scope.cancel()
+        return order
+
+    in_order = list(range(CROWD))
+    # Trio goes through nested scopes from the last to the first.
+    assert in_virtual_time(main)[0] == (in_order[::-1] if how == "scopes" else in_order)
+
+
+async def _without_scope(member) -> None:
+    await member(contextlib.nullcontext())
+
+
+def test_trio_is_left_as_it_was_found():
+    before = _run.CancelStatus.__init__, _run.Deadlines.add
+    with seeded_scheduling(1):
+        assert before[0] is not _run.CancelStatus.__init__
+    assert before == (_run.CancelStatus.__init__, _run.Deadlines.add)
