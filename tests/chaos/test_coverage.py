@@ -215,6 +215,17 @@ def test_an_end_without_a_run_in_flight_kills_none():
     assert "killed-while-running" not in met(feed)
 
 
+def test_runs_that_are_told_to_end_as_their_process_is_killed_were_running():
+    for after_ms, is_met in ((0.0, True), (50.0, False)):
+        feed = Feed()
+        feed.start("n0")
+        feed.write("n0")
+        feed.run("n0", feed.claim("n0"))
+        feed.tell(RunEnded, "n0", job=feed.seen[-1].job, outcome="killed")
+        feed.tell(HostEnded, "n0", how="kill", after_ms=after_ms)
+        assert ("killed-while-running" in met(feed)) == is_met
+
+
 def test_what_a_batch_must_meet_are_points_with_a_meaning():
     assert frozenset() < REQUIRED <= POINTS.keys()
     assert all(POINTS.values())
