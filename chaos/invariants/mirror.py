@@ -36,10 +36,9 @@ DISK_KINDS = frozenset(
     }
 )
 """Faults under which a commit may fail and have happened all the same, unseen by anybody."""
-PROCESS_KINDS = frozenset({"kill", "stop", "pause", "starve", "power-cut", "settings", "clock-jump", "no-clock"})
 IMAGE_KINDS = frozenset({"stale-image", "wipe", "clone", "lying-sync", "bit-flip"})
 """Faults after which a host may know less than it knew, or be there twice."""
-STORE_FAILS, STORE_WORKS = "the local store fails", "the local store works again"
+STORE_FAILS = "the local store fails"
 
 
 @dataclass(slots=True)
@@ -75,7 +74,6 @@ class HostMirror:
     """Its current versions, as far as they were seen to be committed since its disk last lost any."""
     view: dict[str, Opinion] = field(default_factory=dict)
     """What its process thinks of others. Members of whom nothing was heard since the process started are missing."""
-    store_failed: bool = False
     store_failed_ms: float = float("-inf")
     """When it last found its store failed."""
     met: dict[str, float] = field(default_factory=dict)
@@ -193,7 +191,7 @@ class Mirror:
 
     def _ended(self, seen: HostEnded) -> None:
         host = self.host(seen.host)
-        host.is_up = host.store_failed = False
+        host.is_up = False
         host.ended_ms = seen.at_ms
         host.view.clear()
         if seen.durable_lost:
@@ -219,7 +217,4 @@ class Mirror:
 
     def _logged(self, seen: Logged) -> None:
         if STORE_FAILS in seen.text:
-            host = self.host(seen.host)
-            host.store_failed, host.store_failed_ms = True, seen.at_ms
-        elif STORE_WORKS in seen.text:
-            self.host(seen.host).store_failed = False
+            self.host(seen.host).store_failed_ms = seen.at_ms

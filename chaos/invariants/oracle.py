@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mesh.row_codec import content_digest
@@ -18,9 +18,8 @@ RowName = tuple[str, str, str]
 Dot = tuple[str, int, int]
 """Node, incarnation and sequence number: what names one version for ever."""
 
-OPEN, DEAD_LETTER, CANCELLED, SUCCESS = 0, 1, 2, 3
-"""Ranks of a step, from the weakest."""
-RANK_OF_STATUS = {"PENDING": 0, "RUNNING": 0, "RETRYING": 0, "DEAD_LETTER": 1, "CANCELLED": 2, "SUCCESS": 3}
+OPEN, CANCELLED, SUCCESS = 0, 2, 3
+"""Ranks of a step, from the weakest; 1 is that of a dead letter."""
 
 _NODE_CHARS = 32
 
@@ -134,15 +133,6 @@ def _parts(row: Row) -> tuple[Any, ...]:
             raise AssertionError(f"nothing is said here of the order of {other}")
 
 
-def greatest(rows: Iterable[Row]) -> Row | None:
-    """The version that wins against all others of these; None for none."""
-    best: Row | None = None
-    for row in rows:
-        if best is None or wins(row, best):
-            best = row
-    return best
-
-
 def parents_of(step: Row) -> list[str]:
     """Names of the steps whose success this one needs."""
     text = step.values.get("depends_on")
@@ -162,20 +152,6 @@ def content_of(rows: Mapping[RowName, Row], step: Row, column: str) -> bytes:
     holder = rows.get(("payloads", step.namespace, str(reference))) if reference else None
     content = holder.values.get("content") if holder is not None else step.values.get(column)
     return content if isinstance(content, bytes) else b""
-
-
-def task_ended(steps: Iterable[Row]) -> bool:
-    """Whether nothing of a task can still happen by itself: no step runs, waits for a retry, or could be started."""
-    by_name = {step.text("name"): step for step in steps}
-    return all(
-        not is_open(step)
-        or (status_of(step) == "PENDING" and not all(_succeeded(by_name, name) for name in parents_of(step)))
-        for step in by_name.values()
-    )
-
-
-def _succeeded(by_name: Mapping[str, Row], name: str) -> bool:
-    return name in by_name and by_name[name].rank == SUCCESS
 
 
 def told(row: Row) -> str:
