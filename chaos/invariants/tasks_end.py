@@ -19,7 +19,8 @@ _AGENT, _POISON = "work", "poison"
 class TasksEndAsDefined(Promise):
     """No step is stuck; one is a dead letter only if its agent fails for good or ended five processes that ran it.
 
-    One is cancelled only if a client asked for it, and succeeds only after its parents.
+    One is cancelled only if a client asked for it, and succeeds only after its parents. One whose input was lost with
+    the only disk that had it waits for ever: what was told of it elsewhere is not enough to run it.
     """
 
     name = "tasks-end-as-defined"
@@ -73,6 +74,9 @@ class TasksEndAsDefined(Promise):
         match status_of(step):
             case "PENDING" if task is not None and step.integer("task_generation") < task.integer("cancelled_below"):
                 return "waits, though its task was cancelled"
+            case "PENDING" if not _has_input(replica, step):
+                is_lost = any(host.has_lost for host in self.mirror.hosts.values())
+                return "" if is_lost else "waits for an input that nobody has, though no disk was lost"
             case "PENDING":
                 return "waits, though it could run" if is_ready else ""
             case "SUCCESS" if self._fails_for_good(replica, step):
@@ -96,3 +100,8 @@ class TasksEndAsDefined(Promise):
             return False
         work: dict[str, Any] = json.loads(content_of(replica.rows, step, "input") or b"{}")
         return bool(work.get("doomed"))
+
+
+def _has_input(replica: Replica, step: Row) -> bool:
+    reference = step.text("input_ref")
+    return not reference or ("payloads", step.namespace, reference) in replica.rows

@@ -224,3 +224,16 @@ def test_poison_is_what_five_processes_died_of(deaths, is_allowed):
         feed.tell(HostEnded, "n0", how="kill")
     feed.write("n0", opens=True, status="DEAD_LETTER", last_error="poison: 5 nodes' processes ended")
     assert ("tasks-end-as-defined" in feed.broken(feed.rest())) == (not is_allowed)
+
+
+@pytest.mark.parametrize(
+    ("is_there", "is_lost", "is_allowed"), [(True, True, False), (False, True, True), (False, False, False)]
+)
+def test_a_step_may_wait_for_an_input_only_if_a_disk_took_it_along(is_there, is_lost, is_allowed):
+    feed = Feed()
+    if is_lost:
+        feed.tell(HostEnded, "n1", how="power-cut", durable_lost=True)
+    if is_there:
+        feed.write("n0", "blob", table="payloads", content=b"{}")
+    feed.write("n0", input_ref="blob")
+    assert ("tasks-end-as-defined" in feed.broken(feed.rest())) == (not is_allowed)
