@@ -55,10 +55,19 @@ class _Fears:
     """Failures that belong to an earlier freeze."""
     began_ms: float = float("-inf")
     until_ms: float = float("-inf")
+    heard_ms: float = float("-inf")
+    """When it last certainly heard anybody, or nobody was failing."""
+    unsure_until_ms: float = float("-inf")
+    """Until then it may be in a freeze of its own, or have had one for failures that look fresh; for ever while some of
+    those that failed then still do."""
 
 
 class NothingTakenInFreeze(Promise):
-    """When more than half of at least three others fail within one dead time, nothing is taken for two dead times."""
+    """When more than half of at least three others fail within one dead time, nothing is taken for two dead times.
+
+    A node that hears nobody for a dead time freezes too. That cannot be seen, so after such a silence nothing is judged
+    until nobody fails any more, and two dead times longer.
+    """
 
     name = "nothing-taken-in-freeze"
     hears = (HostStarted, HostEnded, MemberSeen, Committed)
@@ -74,21 +83,26 @@ class NothingTakenInFreeze(Promise):
             case HostStarted() | HostEnded():
                 self._fears.pop(seen.host, None)
             case MemberSeen():
-                self._member(seen)
-            case Committed():
-                fears = self._fears.get(seen.host)
+                fears = self._fears.setdefault(seen.host, _Fears())
+                self._listen(fears, seen.at_ms, heard=seen.change.after == "ALIVE")
+                self._member(fears, seen)
+            case Committed() if (known := self._fears.get(seen.host)) is not None:
                 # What was decided before the freeze began is on its way to the disk. And a node that hears nobody
                 # freezes earlier than can be seen from here, so only the first half is certain.
-                if (
-                    fears is not None
-                    and fears.began_ms + self._dead_ms / 2 < seen.at_ms < fears.began_ms + self._dead_ms
-                ):
+                if known.began_ms + self._dead_ms / 2 < seen.at_ms < known.began_ms + self._dead_ms:
                     yield from self._taken(seen)
+                self._listen(known, seen.at_ms, heard=any(not change.local for change in seen.changes))
             case _:
                 pass
 
-    def _member(self, seen: MemberSeen) -> None:
-        fears, node_id = self._fears.setdefault(seen.host, _Fears()), seen.change.node_id
+    def _listen(self, fears: _Fears, now_ms: float, *, heard: bool) -> None:
+        if fears.failing and now_ms - fears.heard_ms >= self._dead_ms:
+            fears.unsure_until_ms = float("inf")
+        if heard or not fears.failing:
+            fears.heard_ms = now_ms
+
+    def _member(self, fears: _Fears, seen: MemberSeen) -> None:
+        node_id = seen.change.node_id
         match seen.change.after:
             case "SUSPECT":
                 fears.failing[node_id] = None
@@ -97,6 +111,8 @@ class NothingTakenInFreeze(Promise):
             case _:
                 fears.failing.pop(node_id, None)
                 fears.spent.pop(node_id, None)
+        if not fears.failing and fears.unsure_until_ms == float("inf"):
+            fears.unsure_until_ms = seen.at_ms + 2 * self._dead_ms
         host = self.mirror.host(seen.host)
         view = {name: each.status for name, each in host.view.items()} | {node_id: seen.change.after}
         recent = {n: at for n, at in fears.failing.items() if at is None or seen.at_ms - at < self._dead_ms}
@@ -107,7 +123,9 @@ class NothingTakenInFreeze(Promise):
             fears.spent |= dict.fromkeys(fresh)
         elif len(others) >= 3 and 2 * len(fresh) > len(others):
             fears.spent |= dict.fromkeys(fresh)
-            fears.began_ms, fears.until_ms = seen.at_ms, seen.at_ms + 2 * self._dead_ms
+            fears.until_ms = seen.at_ms + 2 * self._dead_ms
+            if seen.at_ms >= fears.unsure_until_ms:
+                fears.began_ms = seen.at_ms
 
     def _taken(self, seen: Committed) -> Iterator[str]:
         host = self.mirror.host(seen.host)

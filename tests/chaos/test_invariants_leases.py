@@ -141,6 +141,32 @@ def test_nothing_is_taken_while_most_others_seem_to_fail(failing, verdict):
     assert taken(feed).broken() == verdict
 
 
+@pytest.mark.parametrize(("heard", "verdict"), [(True, {"nothing-taken-in-freeze"}), (False, set())])
+def test_a_node_that_may_have_frozen_for_hearing_nobody_is_not_judged_by_a_later_freeze(heard, verdict):
+    feed = Feed()
+    feed.start("n1", members=dict.fromkeys(("n0", "n1", "n2", "n3"), "ALIVE"))
+    row = feed.write("n0")
+    feed.sees("n1", "n2", "SUSPECT")
+    feed.at_ms += 0.6 * DEAD_TIME_MS
+    if heard:
+        feed.copy(row, "n1")
+    feed.sees("n1", "n0", "SUSPECT", after_ms=0.6 * DEAD_TIME_MS)
+    feed.sees("n1", "n0", "DEAD", before="SUSPECT", after_ms=0.6 * DEAD_TIME_MS)
+    assert taken(feed).broken() == verdict
+
+
+def test_a_node_is_judged_again_two_dead_times_after_nobody_fails_any_more():
+    feed = Feed()
+    feed.start("n1", members=dict.fromkeys(("n0", "n1", "n2", "n3"), "ALIVE"))
+    feed.write("n0")
+    feed.sees("n1", "n2", "SUSPECT")
+    feed.sees("n1", "n2", "ALIVE", before="SUSPECT", after_ms=1.2 * DEAD_TIME_MS)
+    feed.sees("n1", "n2", "SUSPECT", after_ms=2.1 * DEAD_TIME_MS)
+    feed.sees("n1", "n0", "SUSPECT")
+    feed.sees("n1", "n0", "DEAD", before="SUSPECT", after_ms=0.6 * DEAD_TIME_MS)
+    assert taken(feed).broken() == {"nothing-taken-in-freeze"}
+
+
 @pytest.mark.parametrize(
     ("pulls", "after_ms", "verdict"),
     [(0, 100.0, {"gate-holds"}), (1, 100.0, set()), (0, DEAD_TIME_MS, set())],
