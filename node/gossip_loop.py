@@ -209,14 +209,17 @@ class GossipLoop:
         """False while the mass-failure freeze holds."""
         return self._gossip.may_reclaim(self._env.clock.monotonic())
 
+    def usable(self) -> list[str]:
+        """Members that can work, this node included: alive, with a working store."""
+        return [member.node_id for member in self._gossip.members.alive() if not member.store_failed]
+
     def placeable(self) -> list[str]:
-        """Members for new placements, this node included: alive, store working, no dwell window."""
+        """The usable members that new work should go to: those that no dwell window withholds."""
         now = self._env.clock.monotonic()
         return [
-            member.node_id
-            for member in self._gossip.members.alive()
-            if not member.store_failed
-            and (member.node_id == self._me or self._gossip.effective.status(member.node_id, now) is Status.ALIVE)
+            node
+            for node in self.usable()
+            if node == self._me or self._gossip.effective.status(node, now) is Status.ALIVE
         ]
 
     def alive_peers(self) -> list[str]:

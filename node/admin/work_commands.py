@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import trio
@@ -31,6 +32,7 @@ from node.work.definition import (
 )
 from node.work.explain import Situation, explain_step
 from node.work.history import Action
+from node.work.payloads import missing_payloads
 from node.work.status import step_status, task_status
 from node.work.tables import Status
 from node.work.transitions import existing_task, task_steps, tasks_of_key
@@ -134,7 +136,7 @@ class WorkCommands:
             # Our own offer first: it is at hand, and in most submits the answer.
             if mine.misses(requirement) is None:
                 continue
-            if not able(self._node.ownership.offers(), requirement):
+            if not able(self._node.ownership.usable_offers(), requirement):
                 return f"; no member can run step {step.name!r} now, it waits for one that can (see explain)"
         return ""
 
@@ -298,7 +300,7 @@ class WorkCommands:
         """The story of a task, or of the one step whose id was given."""
         asked = args.text("taskId")
         task, steps, history = await self._node.store.read(lambda reader: _story(reader, args.namespace, asked))
-        situation = self._situation()
+        situation = self._situation(await self._node.store.read(partial(missing_payloads, rows=steps)))
         rivals = await self._node.store.read(lambda reader: _key_rivals(reader, task))
         told = [explain_step(step, steps, history, situation) for step in steps if asked in (task.key, step.key)]
         return {
@@ -311,17 +313,18 @@ class WorkCommands:
             "events": [event_view(row) for row in history],
         }
 
-    def _situation(self) -> Situation:
+    def _situation(self, missing: frozenset[str]) -> Situation:
         node = self._node
         return Situation(
             me=node.spec.node_id,
             member_status={member.node_id: member.status.value for member in node.gossip.members.all()},
             offers=node.ownership.all_offers(),
-            placeable=node.loop.placeable(),
+            usable=node.loop.usable(),
             gate_open=node.gate.is_open,
             reclaim_frozen=not node.loop.may_reclaim(),
             paused=node.runtime.paused,
             idle_slots=node.runtime.idle_slots,
+            missing_payloads=missing,
             running_here=frozenset(node.runtime.running()),
         )
 

@@ -29,11 +29,14 @@ class Situation:
     """Protocol status by node id, as this node sees it."""
     offers: Mapping[str, Offer]
     """The profile of every node ever seen."""
-    placeable: Sequence[str] = ()
+    usable: Sequence[str] = ()
+    """Members that are alive with a working store, as this node sees it."""
     gate_open: bool = True
     reclaim_frozen: bool = False
     paused: str | None = None
     idle_slots: int = 0
+    missing_payloads: frozenset[str] = frozenset()
+    """What the steps refer to and this node does not have."""
     running_here: frozenset[str] = field(default_factory=frozenset)
 
 
@@ -189,21 +192,39 @@ def why_not_yet(step: Row, by_name: Mapping[str, Row], situation: Situation) -> 
     miss = owner.misses(requirement_of(step)) if owner is not None else None
     if miss is not None:
         return (
-            f"Its owner {step.text('owner')} {miss} and hands it over to a member that can run it, once it holds that "
-            "one for settled: ask the owner, if this lasts."
+            f"Its owner {step.text('owner')} {miss} and hands it over to a member that can run it: ask the owner, if "
+            "this lasts."
         )
+    missing = _missing_payload(step, by_name, situation)
+    if missing:
+        return missing
     return f"It waits in the queue of {step.text('owner')} for a free slot." + _own_reasons(step, situation)
 
 
+def _missing_payload(step: Row, by_name: Mapping[str, Row], situation: Situation) -> str:
+    """A step's row is small and comes at once; what it runs on may be large, and come later or never."""
+    if step.text("owner") != situation.me:
+        return ""
+    needed = {"its input": step.text("input_ref")}
+    needed |= {f"the result of {name}": by_name[name].text("result_ref") for name in depends_on(step)}
+    for what, reference in needed.items():
+        if reference in situation.missing_payloads:
+            return (
+                f"It waits for {what} ({reference}), which has not arrived at {situation.me} yet. If it was only on a "
+                "disk that is lost, cancel the task and submit it again."
+            )
+    return ""
+
+
 def _misfits(step: Row, situation: Situation) -> str | None:
-    """Why each known member cannot run the step; None when at least one placeable member can."""
+    """Why each known member cannot run the step; None when at least one usable member can."""
     reasons = []
     for node, offer in sorted(situation.offers.items()):
         miss = offer.misses(requirement_of(step))
-        if miss is None and node in situation.placeable:
+        if miss is None and node in situation.usable:
             return None
         status = situation.member_status.get(node, "unknown")
-        reasons.append(f"{node} {miss}" if miss else f"{node} could, but is {status} or just came back")
+        reasons.append(f"{node} {miss}" if miss else f"{node} could, but is {status}")
     return "; ".join(reasons[:8]) or "no member has announced what it can run yet"
 
 

@@ -64,8 +64,12 @@ class MeshView(Protocol):
         """False while the mass-failure freeze holds."""
         ...
 
+    def usable(self) -> list[str]:
+        """Members that can work: alive, with a working store. This node included."""
+        ...
+
     def placeable(self) -> list[str]:
-        """Members that may get new work: alive, and not withheld by a dwell window. This node included."""
+        """The usable members that new work should go to: those that no dwell window withholds."""
         ...
 
     def rpc_address(self, node_id: str) -> Address | None:
@@ -192,14 +196,23 @@ class Ownership:
 
     # --- who could do it ---
 
-    def offers(self) -> list[Offer]:
-        """What each placeable member brings, this node included, by node id."""
-        known = {**self._offers, self._me: self._offer()}
-        return [known[node] for node in self._view.placeable() if node in known]
-
     def candidates(self, step: Row) -> list[str]:
-        """Members able to run the step, in the order in which they should take it."""
-        return rendezvous(step.key, able(self.offers(), requirement_of(step)))
+        """Members able to run the step, in the order in which they should take it.
+
+        A dwell window is a preference: a flapping member gets what nobody else can run, since waiting helps nobody.
+        """
+        needs = requirement_of(step)
+        return rendezvous(
+            step.key, able(self._offers_of(self._view.placeable()), needs) or able(self.usable_offers(), needs)
+        )
+
+    def usable_offers(self) -> list[Offer]:
+        """What each usable member brings, this node included, by node id."""
+        return self._offers_of(self._view.usable())
+
+    def _offers_of(self, nodes: Iterable[str]) -> list[Offer]:
+        known = self.all_offers()
+        return [known[node] for node in nodes if node in known]
 
     def all_offers(self) -> Mapping[str, Offer]:
         """The announced profile of every node ever seen, alive or not."""
@@ -336,7 +349,7 @@ class Ownership:
         if self._leaving or not self._runtime.gate_is_open():
             return RETRY_S
         # Only agents that somebody has now: a thousand steps of an absent one must not hide the others.
-        agents = sorted({name for offer in self.offers() for name in offer.abilities})
+        agents = sorted({name for offer in self.usable_offers() for name in offer.abilities})
         skip, limit = self._place_skip, 4 * OFFER_BATCH_MAX
         entries = await self._store.read(lambda reader: unplaceable(reader, agents, limit, skip))
         now = self._env.clock.monotonic()
@@ -355,7 +368,7 @@ class Ownership:
             self._place_skip = 0 if by_peer else skip + limit
             return 0.0
         self._place_skip = 0
-        # No event tells when a peer's back-off or a returned member's dwell window ends.
+        # No event tells when a peer's back-off ends, or when a member is alive again.
         return RETRY_S if entries or skip else float("inf")
 
     async def _offer_to(self, peer: str, chosen: list[tuple[Queued, Row]], *, why: str) -> None:

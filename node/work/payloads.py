@@ -6,11 +6,23 @@ stays small however often its status changes. Compression, encryption and blobs 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from mesh.errors import NotFoundError
 from mesh.ids import content_id
 from mesh.rows import Row
 from node.storage.reader import Reader
 from node.storage.transaction import Transaction
+
+
+class PayloadMissingError(NotFoundError):
+    """A row is here and the payload that it refers to is not: it is on its way, or was lost with the only disk."""
+
+    def __init__(self, text: str, *, reference: str) -> None:
+        """`reference` is the key of the missing row of `payloads`."""
+        super().__init__(text)
+        self.reference = reference
+
 
 INLINE_BYTES_MAX = 512
 """Two such values, a row's metadata and a signature still fit one 1,200-byte datagram with room for other news."""
@@ -29,7 +41,7 @@ def store_payload(tx: Transaction, namespace: str, content: bytes) -> tuple[byte
 def load_payload(reader: Reader, row: Row, column: str) -> bytes:
     """The content that `column` of this row holds or refers to; empty when it holds nothing.
 
-    NotFoundError when the reference's row has not arrived here yet, which only a partial replica can show.
+    PayloadMissingError when the reference's row is not here, which only a partial replica can show.
     """
     inline = row.blob(column)
     if inline is not None:
@@ -40,5 +52,14 @@ def load_payload(reader: Reader, row: Row, column: str) -> bytes:
     stored = reader.get("payloads", row.namespace, reference)
     content = stored.blob("content") if stored is not None else None
     if content is None:
-        raise NotFoundError(f"the {column} of {row.key} ({reference}) has not arrived at this node yet; ask again soon")
+        raise PayloadMissingError(
+            f"the {column} of {row.key} ({reference}) has not arrived at this node yet; ask again soon",
+            reference=reference,
+        )
     return content
+
+
+def missing_payloads(reader: Reader, rows: Iterable[Row]) -> frozenset[str]:
+    """The references of these steps to inputs and results that are not here."""
+    named = {(row.namespace, row.text(f"{column}_ref")) for row in rows for column in ("input", "result")}
+    return frozenset(key for namespace, key in named if key and reader.get("payloads", namespace, key) is None)

@@ -15,7 +15,7 @@ from functools import partial
 
 import trio
 
-from mesh.errors import NotFoundError, RelayMeshError
+from mesh.errors import RelayMeshError
 from mesh.fences import Fence
 from mesh.gate import Gate
 from mesh.registers import beats
@@ -26,6 +26,7 @@ from node.storage.store import Commit, Store
 from node.storage.transaction import Transaction
 from node.work import row_rules, transitions
 from node.work.history import Action
+from node.work.payloads import PayloadMissingError
 from node.work.priorities import PriorityWheel
 from node.work.retries import RetryPolicy
 from node.work.status import step_status
@@ -37,8 +38,6 @@ log = logging.getLogger(__name__)
 
 STORE_RETRY_S = 0.5
 """How long a slot waits after a failed commit before it asks the store again what became of its step."""
-
-PAYLOAD_WAIT_MS = 500
 
 ORPHAN_AGE_S = 5.0
 """A claim this old without a run is an orphan: a slot starts its run within milliseconds of the commit."""
@@ -83,6 +82,7 @@ class Runtime:
         self._env = env
         self._store = store
         self._gate = gate
+        self._queue = queue
         self._me = me
         self._life = life
         self._limits = limits
@@ -92,7 +92,6 @@ class Runtime:
         self._due_changed = trio.Event()
         self._arrivals = 0
         self._stopping = False
-        self._deferred = False
         self._commit_unknown = trio.Event()
         self._gate_moved = trio.Event()
         self._gate_shut_hlc: int | None = None
@@ -110,26 +109,24 @@ class Runtime:
         self.finished: collections.Counter[str] = collections.Counter()
         """Ended attempts by outcome kind, and `refused` for results whose lease had moved."""
         row_rules.watch(store)  # first: everything below relies on it
-        store.watch("steps", self._on_step(queue))
+        store.watch("steps", self._on_step)
+        store.watch("payloads", queue.on_payload)
         store.watch("tasks", self._on_task)
         store.on_commit(self._on_commit)
 
     # --- inside the transaction that changed a row (writer thread) ---
 
-    def _on_step(self, queue: WorkQueue) -> Callable[[Transaction, Row | None, Row], None]:
-        def changed(tx: Transaction, before: Row | None, after: Row) -> None:
-            queue.on_step(tx, before, after)
-            if before is not None and self._lost_result(tx, before, after):
-                transitions.record_superseded(tx, before, after, me=self._me)
-            if before is not None and self._lost_run(before, after):
-                self._tell_of_lost_run(tx, before, after)
-            if self._begins_to_wait(before, after):
-                # It may come to a task whose cancel was here before it.
-                task = tx.get("tasks", after.namespace, after.text("task_id"))
-                if task is not None:
-                    transitions.obey_cancel(tx, task, me=self._me)
-
-        return changed
+    def _on_step(self, tx: Transaction, before: Row | None, after: Row) -> None:
+        self._queue.on_step(tx, before, after)
+        if before is not None and self._lost_result(tx, before, after):
+            transitions.record_superseded(tx, before, after, me=self._me)
+        if before is not None and self._lost_run(before, after):
+            self._tell_of_lost_run(tx, before, after)
+        if self._begins_to_wait(before, after):
+            # It may come to a task whose cancel was here before it.
+            task = tx.get("tasks", after.namespace, after.text("task_id"))
+            if task is not None:
+                transitions.obey_cancel(tx, task, me=self._me)
 
     def _begins_to_wait(self, before: Row | None, after: Row) -> bool:
         """Whether a step became ours, or stopped running, without having ended. A step that we submit is no news."""
@@ -177,6 +174,8 @@ class Runtime:
         for row in current.values():
             if row.table == "steps":
                 wake += self._note_step(row)
+            elif row.table == "payloads" and self._queue.is_awaited(row.key):
+                wake += self._limits.slots  # several steps may have the same input
             elif row.table == "tasks" and row.integer("cancelled_below"):
                 self._note_cancel(row)
             elif row.table == "cluster" and row.key == CLUSTER_EPOCH_KEY:
@@ -300,9 +299,6 @@ class Runtime:
             if claimed is None:
                 seen = self._arrivals
                 claimed = await self._claim_patiently(slot)
-                if self._deferred:
-                    self._deferred = False
-                    self._due_changed.set()
                 if claimed is None and seen == self._arrivals and not self._stopping:
                     self.on_idle()
                     await self._parked.park()
@@ -340,13 +336,9 @@ class Runtime:
             entry, priority = found
             try:
                 claimed = transitions.claim(tx, entry, me=self._me, life=self._life, timeout_s=self._timeout_s)
-            except NotFoundError as error:
-                # A large input that is still on its way from the node that gave us the step.
+            except PayloadMissingError as error:
                 log.info("step %s waits: %s", entry.step_id, error)
-                tx.execute(
-                    "UPDATE queue SET due_ms = ? WHERE step_id = ?", (tx.now_ms + PAYLOAD_WAIT_MS, entry.step_id)
-                )
-                self._deferred = True
+                self._queue.defer(tx, entry.step_id, reference=error.reference)
                 continue
             if claimed is not None:
                 self._wheel.claimed(priority)

@@ -184,7 +184,7 @@ def claim(
     """Open a lease (epoch + 1) on a queued step of ours; None when it is not ours to run any more.
 
     A node dispatches only under an epoch that it opened itself, so a row which merely names it as owner is no licence.
-    NotFoundError, with nothing written, when the step's input has not arrived here yet.
+    PayloadMissingError, with nothing written, when a payload that the step runs on has not arrived here yet.
     """
     step = tx.get("steps", entry.namespace, entry.step_id)
     if step is None or step.deleted or step.text("owner") != me or step_status(step).is_terminal:
@@ -472,7 +472,7 @@ def queued_for(reader: Reader, offer: Offer, *, now_ms: int, limit: int) -> list
     if not names:
         return []
     found = reader.sql(
-        "SELECT namespace, step_id, agent FROM queue WHERE due_ms <= ? "
+        "SELECT namespace, step_id, agent FROM queue WHERE due_ms <= ? AND awaits IS NULL "
         f"AND agent IN ({','.join('?' * len(names))}) "
         "ORDER BY priority, enqueued_hlc LIMIT ?",
         (now_ms, *names, 4 * limit),

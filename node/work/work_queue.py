@@ -45,6 +45,8 @@ class WorkQueue:
         """`offer` says what this node can run; call `rebuild` when its answer changed."""
         self._me = me
         self._offer = offer
+        # Only ever added to, and before the column is set: a transaction may be undone, and its payload come again.
+        self._awaited: set[str] = set()
 
     def on_step(self, tx: Transaction, before: Row | None, after: Row) -> None:
         """A step's row changed: take it in or out, and look at the steps that wait for it."""
@@ -55,6 +57,20 @@ class WorkQueue:
             tx.execute("DELETE FROM queue WHERE step_id = ?", (after.key,))
         if after.integer("dependents") and self._readiness_changed(before, after):
             self._review_dependents(tx, after)
+
+    def defer(self, tx: Transaction, step_id: str, *, reference: str) -> None:
+        """Let an entry wait until this payload has arrived, however long that takes: without it the step cannot run."""
+        tx.execute("UPDATE queue SET awaits = ? WHERE step_id = ?", (reference, step_id))
+        self._awaited.add(reference)
+
+    def on_payload(self, tx: Transaction, before: Row | None, after: Row) -> None:
+        """A payload arrived: what waited for it may run."""
+        if self.is_awaited(after.key):
+            tx.execute("UPDATE queue SET awaits = NULL WHERE awaits = ?", (after.key,))
+
+    def is_awaited(self, reference: str) -> bool:
+        """Whether a step may have waited for this payload since the process began. Callable from any thread."""
+        return reference in self._awaited
 
     def rebuild(self, tx: Transaction) -> int:
         """Make the table anew from the steps; returns how many wait."""
@@ -134,7 +150,7 @@ def next_entry(
     `full_agents` have no room. `fresh_after`, when given, admits only steps that this node made itself after that
     stamp: while the gate is shut, everything older may belong to someone else by now.
     """
-    conditions = ["runnable = 1", "priority = ?", "due_ms <= ?"]
+    conditions = ["runnable = 1", "priority = ?", "due_ms <= ?", "awaits IS NULL"]
     extra: list[str | int] = []
     if full_agents:
         conditions.append(f"agent NOT IN ({','.join('?' * len(full_agents))})")

@@ -224,5 +224,6 @@ async def test_owner_states_follow_the_members(tmp_path, autojump_clock):
         await c.start()
         await world.until(lambda: a.sees("c") == "ALIVE")
         assert loop.owner_state("c") is OwnerState.PRESENT
+        assert loop.usable() == ["a", "c"]
         assert loop.placeable() == ["a"]
         await world.until(lambda: loop.placeable() == ["a", "c"])

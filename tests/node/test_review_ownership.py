@@ -35,6 +35,7 @@ class FakeView:
 
     states: dict[str, OwnerState] = field(default_factory=dict)
     frozen: bool = False
+    dwelling: set[str] = field(default_factory=set)
 
     def owner_state(self, node_id: str) -> OwnerState:
         return OwnerState.PRESENT if node_id == "node-a" else self.states.get(node_id, OwnerState.UNKNOWN)
@@ -42,9 +43,12 @@ class FakeView:
     def may_reclaim(self) -> bool:
         return not self.frozen
 
-    def placeable(self) -> list[str]:
+    def usable(self) -> list[str]:
         present = [node for node, state in self.states.items() if state is OwnerState.PRESENT]
         return sorted(["node-a", *present])
+
+    def placeable(self) -> list[str]:
+        return [node for node in self.usable() if node not in self.dwelling]
 
     def rpc_address(self, node_id: str) -> Address | None:
         return Address(node_id, 1)
@@ -276,6 +280,19 @@ async def test_steps_pinned_to_an_absent_node_hide_none_that_another_could_run(o
     office.calls.answer = lambda host, verb, body: msgspec.msgpack.encode(1)
     async with deciding(office):
         await until(lambda: _all(office, [wanted], "node-b"))
+
+
+async def test_a_dwell_window_withholds_nothing_that_only_that_member_can_run(office, autojump_clock):
+    office.view.states |= {"node-b": OwnerState.PRESENT, "node-c": OwnerState.PRESENT}
+    office.view.dwelling.add("node-b")
+    await office.announce("node-b", '["echo", "rare"]')
+    await office.announce("node-c", '["rare"]')
+    pinned = await office.desk.one(node="node-b")
+    free = await office.desk.one("rare")
+    office.calls.answer = lambda host, verb, body: msgspec.msgpack.encode(1)
+    async with deciding(office):
+        await until(lambda: _all(office, [pinned], "node-b"))
+        await until(lambda: _all(office, [free], "node-c"))
 
 
 @pytest.mark.parametrize("answer", [b"\xc1", b"", msgspec.msgpack.encode("all"), msgspec.msgpack.encode(-1)])

@@ -26,6 +26,7 @@ from node.storage.transaction import Transaction
 from node.work import transitions
 from node.work.definition import Definition, StepDefinition
 from node.work.history import Action
+from node.work.payloads import missing_payloads
 from node.work.retries import RetryPolicy
 from node.work.runtime import RunLimits, Runtime
 from node.work.tables import WORK_TABLES
@@ -232,9 +233,19 @@ async def test_a_step_whose_input_has_not_arrived_is_not_claimed_and_runs_when_i
     await desk.store.write(lambda tx: tx.execute("DELETE FROM payloads"))
 
     async with running(desk):
-        await trio.sleep(1.2)
+        await trio.testing.wait_all_tasks_blocked(0.05)
         assert await desk.status(original.key) == "PENDING"
         assert await desk.queued() == [original.key]
+        assert await desk.store.read(lambda reader: missing_payloads(reader, [original])) == {reference}
+        echo = Offer(node="node-b", abilities=frozenset({"echo"}))
+        offered = await desk.store.read(lambda tx: transitions.queued_for(tx, echo, now_ms=2**60, limit=9))
+        assert offered == []  # a peer that asks for work would be no better off
+
+        # Nobody asks again: a node whose peers lost the input with their disks stays as quiet as any other.
+        commits = []
+        desk.store.on_commit(commits.append)
+        await trio.sleep(1.2)
+        assert commits == []
 
         await desk.merge(foreign(payload, seq=1))
         await desk.until(original.key, "SUCCESS")

@@ -19,7 +19,7 @@ HERE = Situation(
     me="a",
     member_status={"a": "ALIVE", "b": "ALIVE", "c": "DEAD"},
     offers={name: Offer(node=name, abilities=frozenset({"echo"})) for name in "abc"},
-    placeable=("a", "b"),
+    usable=("a", "b"),
     idle_slots=1,
 )
 
@@ -165,6 +165,13 @@ def test_why_not_yet_gives_the_first_reason_that_holds():
     assert not_yet(a_step(owner="d")).startswith("It waits. Its owner d is not known here; after one dead time")
     assert "takes over" in not_yet(a_step(owner="b"), member_status={"b": "SUSPECT"})
     assert "more than half of the mesh failed at once" in not_yet(a_step(owner="c"), reclaim_frozen=True)
+    assert not_yet(a_step(input_ref="blb_1"), missing_payloads=frozenset({"blb_1"})).startswith(
+        "It waits for its input (blb_1), which has not arrived at a yet."
+    )
+    big = a_step(Status.SUCCESS, name="x", result_ref="blb_2")
+    assert not_yet(a_step(name="y", depends_on='["x"]'), big, missing_payloads=frozenset({"blb_2"})).startswith(
+        "It waits for the result of x (blb_2), which"
+    )
     retrying = a_step(Status.RETRYING, attempt=1, retry_delay_ms=1500, last_error="oops")
     assert not_yet(retrying) == "Attempt 1 failed; a tries again 1.5 s after that. Last error: oops"
     assert not_yet(a_step(agent="rare")).startswith("No member can run it: a has no agent rare; b has no agent rare;")
@@ -172,7 +179,7 @@ def test_why_not_yet_gives_the_first_reason_that_holds():
     assert elsewhere.startswith("Its owner a is not node b and hands it over"), elsewhere
     only_c = {"a": Offer(node="a", abilities=frozenset()), "c": HERE.offers["c"]}
     assert not_yet(a_step(), offers=only_c) == (
-        "No member can run it: a has no agent echo; c could, but is DEAD or just came back. It waits until one can."
+        "No member can run it: a has no agent echo; c could, but is DEAD. It waits until one can."
     )
     assert "no member has announced" in not_yet(a_step(), offers={})
 
