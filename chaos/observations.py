@@ -157,6 +157,8 @@ class Sampled(Seen):
     """Rows from the future, by table: seen, and not part of the replica until their time comes."""
     levels: Mapping[str, int]
     """Sizes of queues and caches, by name."""
+    disk_writes: int = 0
+    """How many times anything was written to the host's disk so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

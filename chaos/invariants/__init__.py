@@ -21,7 +21,7 @@ from chaos.invariants.final_is_maximum import FinalIsMaximum, VersionsOnlyGrow
 from chaos.invariants.finished_stays import FinishedStays
 from chaos.invariants.gate import GateHolds
 from chaos.invariants.generations_count import GenerationsCount
-from chaos.invariants.idle_when_settled import IdleWhenSettled, WritesChangeSomething
+from chaos.invariants.idle_when_settled import DisksRest, IdleWhenSettled, WritesChangeSomething
 from chaos.invariants.members_are_the_living import MembersAreTheLiving
 from chaos.invariants.mirror import Mirror
 from chaos.invariants.nodes_live_on import DatabasesSound, LogsTellOfNoFault, NodesLiveOn
@@ -94,6 +94,7 @@ ALL: Sequence[type[Promise]] = (
     QueuesHoldOpenSteps,
     MembersAreTheLiving,
     IdleWhenSettled,
+    DisksRest,
 )
 """Every promise that a run of whole nodes is held to."""
 

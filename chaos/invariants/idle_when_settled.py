@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from chaos.invariants.mirror import Mirror
 from chaos.invariants.oracle import told
 from chaos.invariants.promise import Promise
-from chaos.observations import Committed, RunStarted, Seen
+from chaos.observations import Committed, RunStarted, Sampled, Seen
 from mesh.rows import Row
 
 
@@ -25,6 +26,30 @@ class IdleWhenSettled(Promise):
             yield f"{seen.host} committed {rows or 'a vector'} at rest"
         elif isinstance(seen, RunStarted):
             yield f"{seen.host} ran {seen.job.step_id} at rest"
+
+
+LAST_WRITES_MS = 4_000.0
+"""A database that has been quiet for `node.storage.store.CHECKPOINT_IDLE_S` is checkpointed, once."""
+
+
+class DisksRest(Promise):
+    """A settled mesh soon writes nothing to its disks: flash wears out, and what asks again and again wears it out."""
+
+    name = "disks-rest"
+    hears = (Sampled,)
+
+    def __init__(self, mirror: Mirror) -> None:
+        super().__init__(mirror)
+        self._writes: dict[str, int] = {}
+
+    def see(self, seen: Seen) -> Iterator[str]:
+        """Compare each look at a disk with the first one after the last checkpoint."""
+        assert isinstance(seen, Sampled)
+        if self.mirror.settled_ms is not None and seen.at_ms > self.mirror.settled_ms + LAST_WRITES_MS:
+            before = self._writes.setdefault(seen.host, seen.disk_writes)
+            if seen.disk_writes != before:
+                self._writes[seen.host] = seen.disk_writes
+                yield f"{seen.host} wrote {seen.disk_writes - before} times to its disk at rest"
 
 
 class WritesChangeSomething(Promise):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from chaos.invariants.promise import Promise
 from chaos.observations import Committed, Rest, Sampled, Seen
+from mesh.replica import REASON_CONFLICT
 
 LIFECYCLE_TABLES = ("tasks", "steps")
 POISON_PREFIX = "poison-"
@@ -40,6 +41,6 @@ class QuarantineExplained(Promise):
         for node, replica in rest.replicas.items():
             for table, _, key, reason, detail in replica.quarantine:
                 is_poison = str(key).startswith(POISON_PREFIX) and self.mirror.has_met(frozenset({"poison-row"}))
-                told_twice = table == "history" and reason == "conflict" and has_forgotten
+                told_twice = table == "history" and reason == REASON_CONFLICT and has_forgotten
                 if not is_poison and not told_twice:
                     yield f"{node} put aside {table} {key}: {reason} ({detail})"

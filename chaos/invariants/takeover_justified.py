@@ -113,8 +113,12 @@ class NothingTakenInFreeze(Promise):
                 fears.spent.pop(node_id, None)
         if not fears.failing and fears.unsure_until_ms == float("inf"):
             fears.unsure_until_ms = seen.at_ms + 2 * self._dead_ms
+        if seen.change.after in ("SUSPECT", "DEAD"):  # whoever hears a goodbye is not the one that is cut off
+            self._count(fears, seen)
+
+    def _count(self, fears: _Fears, seen: MemberSeen) -> None:
         host = self.mirror.host(seen.host)
-        view = {name: each.status for name, each in host.view.items()} | {node_id: seen.change.after}
+        view = {name: each.status for name, each in host.view.items()} | {seen.change.node_id: seen.change.after}
         recent = {n: at for n, at in fears.failing.items() if at is None or seen.at_ms - at < self._dead_ms}
         active = [n for n, status in view.items() if status in ("ALIVE", "SUSPECT") and n != host.node_id]
         others = [n for n in dict.fromkeys([*active, *recent]) if n not in fears.spent]

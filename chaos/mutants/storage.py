@@ -69,4 +69,16 @@ MUTANTS = (
             ),
         ),
     ),
+    Mutant(
+        name="probed-without-need",
+        breaks="a node that has nothing to do writes nothing to its disk",
+        caught_by=("disks-rest",),
+        edits=(
+            Edit(
+                "node.storage.store:Store._maintain",
+                "if self._failing_since is not None:",
+                "if self._failing_since is not None or self._last_commit_s:",
+            ),
+        ),
+    ),
 )

@@ -456,6 +456,7 @@ class Host:
                     sums=sums,
                     parked=parked,
                     levels=levels,
+                    disk_writes=self.disk.writes,
                 )
             )
 

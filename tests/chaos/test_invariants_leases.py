@@ -141,6 +141,18 @@ def test_nothing_is_taken_while_most_others_seem_to_fail(failing, verdict):
     assert taken(feed).broken() == verdict
 
 
+def test_a_goodbye_makes_no_mass_failure_of_those_who_fail_already():
+    feed = Feed()
+    feed.start("n1", members=dict.fromkeys(("n0", "n1", "n2", "n3", "n4"), "ALIVE"))
+    feed.write("n0")
+    for name in ("n2", "n0"):
+        feed.sees("n1", name, "SUSPECT")
+    feed.sees("n1", "n3", "LEFT")
+    feed.sees("n1", "n2", "ALIVE", before="SUSPECT")
+    feed.sees("n1", "n0", "DEAD", before="SUSPECT", after_ms=0.6 * DEAD_TIME_MS)
+    assert not taken(feed).broken()
+
+
 @pytest.mark.parametrize(("heard", "verdict"), [(True, {"nothing-taken-in-freeze"}), (False, set())])
 def test_a_node_that_may_have_frozen_for_hearing_nobody_is_not_judged_by_a_later_freeze(heard, verdict):
     feed = Feed()

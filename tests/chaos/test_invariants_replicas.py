@@ -14,6 +14,7 @@ from chaos.invariants.bounded_levels import LIMITS
 from chaos.observations import HostEnded, RumorRepeated, RunStarted, Sampled, Settled
 from mesh import registers
 from mesh.ids import Origin
+from mesh.replica import REASON_CONFLICT
 from mesh.rows import Row
 from mesh.version_vector import VersionVector
 from node.work.tables import WORK_TABLES
@@ -165,8 +166,8 @@ def test_all_nodes_run_at_rest():
         ("poison-row", ("steps", "default", "poison-1", "rejected", ""), False),
         ("kill", ("steps", "default", "poison-1", "rejected", ""), True),
         ("poison-row", ("steps", "default", "k", "rejected", ""), True),
-        ("stale-image", ("history", "default", "k", "conflict", ""), False),
-        ("kill", ("history", "default", "k", "conflict", ""), True),
+        ("stale-image", ("history", "default", "k", REASON_CONFLICT, ""), False),
+        ("kill", ("history", "default", "k", REASON_CONFLICT, ""), True),
     ],
 )
 def test_quarantine_holds_what_faults_explain(fault, row, is_broken):
