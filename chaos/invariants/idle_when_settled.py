@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from chaos.invariants.mirror import Mirror
 from chaos.invariants.oracle import told
 from chaos.invariants.promise import Promise
-from chaos.observations import Committed, RunStarted, Sampled, Seen
+from chaos.observations import Committed, MemberSeen, RunStarted, Sampled, Seen, Settled
 from mesh.rows import Row
 
 
@@ -33,19 +33,26 @@ LAST_WRITES_MS = 4_000.0
 
 
 class DisksRest(Promise):
-    """A settled mesh soon writes nothing to its disks: flash wears out, and what asks again and again wears it out."""
+    """A settled mesh soon writes nothing to its disks: flash wears out, and what asks again and again wears it out.
+
+    News of members are written down: a node that was suspected after all has told so by a record of its own.
+    """
 
     name = "disks-rest"
-    hears = (Sampled,)
+    hears = (Sampled, MemberSeen, Settled)
 
     def __init__(self, mirror: Mirror) -> None:
         super().__init__(mirror)
         self._writes: dict[str, int] = {}
+        self._quiet_from_ms = float("inf")
 
     def see(self, seen: Seen) -> Iterator[str]:
         """Compare each look at a disk with the first one after the last checkpoint."""
-        assert isinstance(seen, Sampled)
-        if self.mirror.settled_ms is not None and seen.at_ms > self.mirror.settled_ms + LAST_WRITES_MS:
+        if not isinstance(seen, Sampled):
+            if isinstance(seen, Settled) or self.mirror.settled_ms is not None:
+                self._quiet_from_ms = seen.at_ms + LAST_WRITES_MS
+                self._writes.clear()
+        elif seen.at_ms > self._quiet_from_ms:
             before = self._writes.setdefault(seen.host, seen.disk_writes)
             if seen.disk_writes != before:
                 self._writes[seen.host] = seen.disk_writes

@@ -274,6 +274,25 @@ def test_nothing_runs_in_a_settled_mesh():
     assert feed.broken() == {"idle-when-settled"}
 
 
+@pytest.mark.parametrize(
+    ("news", "after_ms", "is_broken"), [(False, 500.0, False), (False, 9_000.0, True), (True, 9_000.0, False)]
+)
+def test_a_settled_node_soon_writes_nothing_to_its_disk_but_news_of_members(news, after_ms, is_broken):
+    feed = Feed()
+
+    def sample(disk_writes: int, after_ms: float) -> None:
+        nothing = VersionVector()
+        fields = {"memory_vector": nothing, "stored_vector": nothing, "sums": {}, "parked": {}, "levels": {}}
+        feed.tell(Sampled, "n0", after_ms=after_ms, disk_writes=disk_writes, **fields)
+
+    feed.tell(Settled)
+    sample(5, after_ms)
+    if news:
+        feed.sees("n0", "n1", "SUSPECT")
+    sample(6, 100.0)
+    assert ("disks-rest" in feed.broken()) == is_broken
+
+
 def test_every_promise_hears_what_it_sees_and_judges_something():
     for promise in ALL:
         assert bool(promise.hears) == ("see" in vars(promise)), promise
