@@ -28,8 +28,8 @@ class IdleWhenSettled(Promise):
             yield f"{seen.host} ran {seen.job.step_id} at rest"
 
 
-LAST_WRITES_MS = 4_000.0
-"""A database that has been quiet for `node.storage.store.CHECKPOINT_IDLE_S` is checkpointed, once."""
+LAST_WRITES_MS = 8_000.0
+"""A database that has been quiet for `node.storage.store.CHECKPOINT_IDLE_S` is checkpointed, once, after what the disk and a drifting clock take."""
 
 
 class DisksRest(Promise):

@@ -258,6 +258,7 @@ class Host:
             await self._asked_to_stop.wait()
             self._asked_to_stop = trio.Event()
             await node.stop()
+            self._nursery = None  # closed to new calls, while the node writes its last word
             nursery.cancel_scope.cancel()
         await node.close()
 
@@ -525,7 +526,11 @@ class Host:
 
 
 def _cause(error: BaseException) -> tuple[str, str]:
-    """How a life ended that nobody ended: refused to start, with a word, or failed."""
+    """How a life ended that nobody ended: refused to start, with a word, or failed. Judged as `node.daemon` does."""
+    if isinstance(error, BaseExceptionGroup):
+        refusals, rest = error.split(RelayMeshError)
+        if refusals is not None and rest is None:
+            return _cause(refusals.exceptions[0])
     if isinstance(error, RelayMeshError):
         return "refused", str(error)
     return "failed", "".join(traceback.format_exception(error))
