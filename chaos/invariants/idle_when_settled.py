@@ -29,7 +29,8 @@ class IdleWhenSettled(Promise):
 
 
 LAST_WRITES_MS = 8_000.0
-"""A database that has been quiet for `node.storage.store.CHECKPOINT_IDLE_S` is checkpointed, once, after what the disk and a drifting clock take."""
+"""A database that has been quiet for `node.storage.store.CHECKPOINT_IDLE_S` is checkpointed, once. A slow disk and a
+drifting clock may add to that."""
 
 
 class DisksRest(Promise):
