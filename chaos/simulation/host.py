@@ -159,6 +159,8 @@ class Host:
         self.durable_lost = False
         """Whether the end that comes next takes synced data along."""
         self.lives = 0
+        self.questions = 0
+        """What its process was asked and works on, whether or not somebody still waits for the answer."""
         self.node: Node | None = None
         self.wanted = False
         """Whether a supervisor would start the process again when it ended."""
@@ -392,11 +394,13 @@ class Host:
         done = trio.Event()
 
         async def answer() -> None:
+            self.questions += 1
             try:
                 outcome.append(partial(_same, await question()))
             except RelayMeshError as error:
                 outcome.append(partial(_raise, error))
             finally:
+                self.questions -= 1
                 done.set()
 
         self._in_context(self._nursery, answer)
