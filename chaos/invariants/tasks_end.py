@@ -20,8 +20,8 @@ class TasksEndAsDefined(Promise):
     """No step is stuck; one is a dead letter only if its agent fails for good or ended five processes that ran it.
 
     One is cancelled only if a client asked for it, and succeeds only after its parents. One whose input was lost with
-    the only disk that had it waits for ever: what was told of it elsewhere is not enough to run it. Such a disk may take
-    along that a parent succeeded, too; when a step begins, `children-after-parents` looks at what its own node knows.
+    the only disk that had it waits for ever: what was told of it elsewhere is not enough to run it. Such a disk may
+    take along that a parent succeeded, too; `children-after-parents` looks at what the step's own node knew.
     """
 
     name = "tasks-end-as-defined"
