@@ -30,6 +30,8 @@ from node.storage.transaction import Change
 
 POINTS: Mapping[str, str] = {
     # --- membership ---
+    "rows-forgotten": "a node dropped rows that every member knows to be deleted",
+    "copied-whole": "a node that was away for too long copied all rows of a peer",
     "suspect-refuted": "a member that was suspected proved that it lives",
     "dead-returned": "a member that was held DEAD was ALIVE again",
     "left-in-order": "a member said goodbye",
@@ -80,7 +82,7 @@ POINTS: Mapping[str, str] = {
 }
 """Name and meaning of every point."""
 
-RARE = frozenset({"released", "replayed-twice", "start-refused"})
+RARE = frozenset({"released", "replayed-twice", "start-refused", "copied-whole"})
 """Points that a hundred seeds may well miss: they are for scenarios that are about them."""
 REQUIRED = frozenset(POINTS) - RARE
 """Points that every batch of at least a hundred seeds must meet."""
@@ -256,6 +258,8 @@ class Coverage:
     def _sampled(self, seen: Sampled) -> Iterator[str]:
         if _has_gap(seen.memory_vector):
             yield "vector-gap"
+        if seen.forgotten:
+            yield "rows-forgotten"
 
     # --- clients and logs ---
 
@@ -290,6 +294,8 @@ class Coverage:
             yield "store-failed"
         elif seen.text.startswith("the local store works again"):
             yield "store-worked-again"
+        elif seen.text.startswith("this node was away for too long"):
+            yield "copied-whole"
 
 
 def _has_gap(vector: VersionVector) -> bool:

@@ -370,12 +370,11 @@ MENU: Mapping[str, FaultKind] = {
         pending="keys are rotated by hand; `mesh keys` is not built",
     ),
     "long-absence": FaultKind(
-        about="a node returns after its peers forgot what it missed",
+        about="a node returns after its peers deleted what had ended, gave it up, and forgot both",
         hits="node",
         weight=0,
         longest_s=3_600,
         options={},
-        pending="garbage is not collected yet, so nothing is ever forgotten; snapshot bootstrap is not built",
     ),
 }
 

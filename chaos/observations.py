@@ -157,6 +157,12 @@ class Sampled(Seen):
     """Rows from the future, by table: seen, and not part of the replica until their time comes."""
     levels: Mapping[str, int]
     """Sizes of queues and caches, by name."""
+    stable: bytes = b""
+    """A digest of what it knows to be stable: what it may have forgotten."""
+    has_garbage: bool = False
+    """Whether it is about to forget more."""
+    forgotten: int = 0
+    """Rows that this process dropped because every member knows of their deletion."""
     disk_writes: int = 0
     """How many times anything was written to the host's disk so far."""
 

@@ -85,6 +85,8 @@ class WorkloadSpec:
     replay_share: float = 0.05
     replicas: int = 0
     """A share of submits asks for this many replicas before they are acknowledged."""
+    purge_share: float = 0.0
+    """Of what clients do: delete tasks that ended a few seconds ago."""
     poison_share: float = 0.0
     """Of submits, whose agent kills the whole host process that runs it."""
 

@@ -62,6 +62,10 @@ _DRAWN: Mapping[tuple[str, str], tuple[float, float]] = {
 """Limits for drawing where those of the menu are wider than a short run can show."""
 
 
+PURGE_SHARES = (0.0, 0.0, 0.03, 0.1)
+GARBAGE_INTERVAL_MS = 1_000
+
+
 def draw(seed: int, *, nodes: tuple[int, int] = NODES) -> Scenario:
     """The scenario of a seed, all of it explicit, with at least `nodes[0]` and at most `nodes[1]` hosts."""
     draws = stream(seed, "swarm")
@@ -83,8 +87,11 @@ def draw(seed: int, *, nodes: tuple[int, int] = NODES) -> Scenario:
         ),
         clock=ClockSpec(skew_s=draws.choice([0.0, 0.5, 20.0]), drift_ppm=draws.choice([0.0, 100.0, 500.0])),
         disk=DiskSpec(latency_ms=draws.choice([0.2, 1.0, 3.0])),
-        workload=_workload(draws),
-        settings=draws.choice([SHORT_DWELL, SHORT_DWELL, {"suspectRecoverMinMs": 200, "deadRecoverMinMs": 5_000}]),
+        workload=replace(_workload(draws), purge_share=stream(seed, "purges").choice(PURGE_SHARES)),
+        settings={
+            **draws.choice([SHORT_DWELL, SHORT_DWELL, {"suspectRecoverMinMs": 200, "deadRecoverMinMs": 5_000}]),
+            "garbageIntervalMs": GARBAGE_INTERVAL_MS,
+        },
         random=RandomFaults(faults=draws.randint(*FAULTS), menu={kind: MENU[kind].weight for kind in sorted(part)}),
     )
     return expand(scenario, seed)

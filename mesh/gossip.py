@@ -250,6 +250,13 @@ class Gossip:
             self._verdicts.announce(record, now)
         return self._outbox.take()
 
+    def forget(self, node_id: str, now: float) -> bool:
+        """Forget a member that is DEAD or LEFT: nobody calls it any more. False when it is active, or unknown."""
+        self._enter(now)
+        forgotten = self.members.forget(node_id)
+        self._forget_pruned(now)
+        return forgotten
+
     def on_stream_probe(self, node_id: str, nonce: int, alive: bool, now: float) -> list[Effect]:
         """Report how a ProbeStream effect ended."""
         self._enter(now)

@@ -248,6 +248,17 @@ class Membership:
             if left and now - member.status_since >= self._profile.forget_after_s:
                 self._forget(member)
 
+    def forget(self, node_id: str) -> bool:
+        """Forget a member that is DEAD or LEFT, for good: an operator says that it will not come back as it was.
+
+        False, with nothing changed, when it is active, ourselves or unknown. A later life of it is a new member.
+        """
+        member = self._by_id.get(node_id)
+        if member is None or member.active or member is self._own:
+            return False
+        self._forget(member)
+        return True
+
     def take_forgotten(self) -> list[str]:
         """Node ids that left the table since the last call, for those who keep books by node id."""
         forgotten, self._gone = self._gone, []

@@ -38,18 +38,31 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
+class Parent:
+    """Rows of a table belong to rows of another: `column` holds the key of theirs, in the same namespace.
+
+    When a parent's tombstone has become stable, its children are dropped with it, without tombstones of their own.
+    """
+
+    table: str
+    column: str
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """A replicated table's declaration. Adding a column later is a migration; older nodes pass it on unread."""
 
     name: str
     register: Register
     columns: tuple[Column, ...]
+    parent: Parent | None = None
     kinds: Mapping[str, ColumnKind] = field(init=False, repr=False, compare=False)
     """The kind of each column by name, made once: every write and merge looks here."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kinds", {column.name: column.kind for column in self.columns})
         assert len(self.kinds) == len(self.columns), f"table {self.name} declares a column twice"
+        assert self.parent is None or self.kinds.get(self.parent.column) == "text", f"{self.name} names no parent"
 
     def column_names(self) -> tuple[str, ...]:
         """The declared column names, in declaration order."""

@@ -100,6 +100,21 @@ class VersionVector:
                 missing[origin] = ranges
         return missing
 
+    def includes(self, other: VersionVector) -> bool:
+        """Whether everything that `other` covers is covered here, too."""
+        return not self.missing_from(other)
+
+    def meet(self, other: VersionVector) -> VersionVector:
+        """What both cover."""
+        common = VersionVector()
+        for origin in self.origins():
+            theirs = other._ranges.get(origin)
+            if theirs is not None:
+                lost = list(_subtract(self._ranges[origin], theirs))
+                for lo, hi in _subtract(self._ranges[origin], lost):
+                    common.add(origin, lo, hi)
+        return common
+
     def count(self) -> int:
         """How many dots are covered."""
         return sum(hi - lo + 1 for ranges in self._ranges.values() for lo, hi in ranges)

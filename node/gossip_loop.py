@@ -26,7 +26,7 @@ from mesh.effects import (
 from mesh.errors import RelayMeshError
 from mesh.gossip import Gossip
 from mesh.ids import Address
-from mesh.membership import Status
+from mesh.membership import Member, Status
 from mesh.takeover import OwnerState
 from node.env import DatagramSocket, Env, PeerIdentity
 from node.replication.calls import Caller
@@ -199,6 +199,19 @@ class GossipLoop:
         if member.status is Status.LEFT:
             return OwnerState.LEFT
         return OwnerState.STORE_FAILED if member.store_failed else OwnerState.PRESENT
+
+    def members(self) -> list[Member]:
+        """Every member that gossip knows, this node included."""
+        return list(self._gossip.members.all())
+
+    def status(self, node_id: str) -> Status | None:
+        """The protocol status of a member; None when gossip does not know it."""
+        member = self._gossip.members.get(node_id)
+        return None if member is None else member.status
+
+    def forget(self, node_id: str) -> bool:
+        """Forget a member that is DEAD or LEFT; False when it is active, or unknown."""
+        return self._gossip.forget(node_id, self._env.clock.monotonic())
 
     def is_there(self, node_id: str) -> bool:
         """Whether the node is a member that may answer: neither declared dead, nor gone, nor never heard of."""

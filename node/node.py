@@ -30,11 +30,14 @@ from node.replication import verify as verification
 from node.replication.calls import decode
 from node.replication.pull import Puller, serve_pull
 from node.replication.push import Push
+from node.replication.stability_rounds import StabilityRounds, serve_vector
+from node.roster import Roster
 from node.settings import Settings
 from node.storage.store import Commit, Store
-from node.storage.transaction import Transaction
+from node.storage.transaction import Arrival, Transaction
 from node.streams.rpc import RpcPool, RpcServer, Verb
 from node.work.ownership import Ownership, OwnershipTiming
+from node.work.retention import Purger, Retention
 from node.work.retries import RetryPolicy
 from node.work.runtime import RunLimits, Runtime
 from node.work.tables import WORK_TABLES
@@ -132,6 +135,9 @@ class Node:
                 await nursery.start(self.loop.run)
                 nursery.start_soon(self.runtime.recover_strays, self.loop.current_life)
                 nursery.start_soon(self._verify_now_and_then)
+                nursery.start_soon(self.stability.run)
+                nursery.start_soon(self.roster.prune_now_and_then, self.spec.settings)
+                nursery.start_soon(self.purger.run)
                 task_status.started()
 
     async def _assemble(self, socket: DatagramSocket) -> None:
@@ -205,6 +211,26 @@ class Node:
             on_answered=lambda: self.gate.on_peer_answered(env.clock.monotonic()),
             on_finished=self._on_pull_finished,
         )
+        self.roster = Roster(env, self.store, self.loop, me=spec.node_id)
+        await self.roster.load()
+        self.stability = StabilityRounds(
+            env,
+            self.store,
+            self.data_calls,
+            members=self.roster.members,
+            pause_s=spec.settings.garbage_interval_ms / 1000,
+        )
+        self.purger = Purger(
+            env,
+            self.store,
+            me=spec.node_id,
+            alive=lambda: [spec.node_id, *self.loop.alive_peers()],
+            may_write=lambda: self.gate.is_open and not self.store.failed and self.identity_conflict is None,
+            retention=Retention(
+                done_ms=spec.settings.done_retention_ms or None, dead_ms=spec.settings.dead_retention_ms or None
+            ),
+            every_s=spec.settings.retention_interval_ms / 1000,
+        )
         self.push = Push(
             spec.identity,
             publish=lambda payload, subject: self.loop.publish(TOPIC_BUNDLE, payload, subject),
@@ -214,6 +240,7 @@ class Node:
         )
         self._bundles_in, self._bundles_out = trio.open_memory_channel[Bundle](BUNDLES_WAITING_MAX)
         self._members_changed = trio.Event()
+        self._came_back: list[str] = []
         self._boot_heard = boot
         self._boot_news = trio.Event()
         self._wire()
@@ -273,6 +300,7 @@ class Node:
         self._members_changed.set()
         if change.after == Status.ALIVE and change.node_id != self.spec.node_id:
             self.puller.want_at_once(change.node_id)
+            self._came_back.append(change.node_id)
 
     def _on_pull_finished(self, token: int) -> None:
         if self.gate.on_pull_finished(token, self.env.clock.monotonic()):
@@ -314,6 +342,14 @@ class Node:
             await self._members_changed.wait()
             self._members_changed = trio.Event()
             await self.env.clock.sleep(1.0)  # joins and failures come in bursts; one write serves them all
+            while self._came_back:
+                try:
+                    await self.roster.on_alive(self._came_back[0])
+                except RelayMeshError as error:
+                    log.warning("cannot count %s among the members yet: %s", self._came_back[0], error)
+                    self._members_changed.set()
+                    break
+                del self._came_back[0]
             current = {
                 member.node_id: (member.record, member.status.value)
                 for member in self.gossip.members.all()
@@ -351,6 +387,9 @@ class Node:
             return None
         try:
             result = await verification.verify(self.store, self.data_calls, peer, address)
+            if not result.compared:
+                await self.puller.pull(peer)  # brings what one of the two lacks: rows, or what they may forget
+                result = await verification.verify(self.store, self.data_calls, peer, address)
         except RelayMeshError as error:
             log.info("cannot compare replicas with %s: %s", peer, error)
             return None
@@ -365,6 +404,7 @@ class Node:
             "probe": Verb(self.loop.handle_probe),
             "pull": Verb(self._handle_pull, concurrent_max=8),
             "sync": Verb(self._handle_sync, concurrent_max=32),
+            "vector": Verb(lambda _peer, body, _send: serve_vector(self.store, body), concurrent_max=8),
             "verify": Verb(lambda _peer, body, _send: verification.serve_verify(self.store, body), concurrent_max=2),
             "ranges": Verb(lambda _peer, body, _send: verification.serve_ranges(self.store, body), concurrent_max=8),
             "rows": Verb(lambda _peer, body, _send: verification.serve_rows(self.store, body), concurrent_max=8),
@@ -473,9 +513,11 @@ def _last_boot(tx: Transaction) -> int:
 
 def _merge_bundles(tx: Transaction, *, bundles: Sequence[Bundle]) -> None:
     for bundle in bundles:
+        deferred = False
         for row in bundle.rows:
-            tx.merge(row)
-        tx.mark(bundle.origin, bundle.lo, bundle.hi)
+            deferred = tx.merge(row, Arrival.PUSHED) == "deferred" or deferred
+        if not deferred:
+            tx.mark(bundle.origin, bundle.lo, bundle.hi)
 
 
 def _keep_records(tx: Transaction, *, records: dict[str, tuple[bytes, str]]) -> None:

@@ -74,6 +74,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_camel):
     mesh_prune_older_than_ms: Annotated[int, Meta(ge=60_000, le=10 * _YEAR_MS)] = 7 * _DAY_MS
     mesh_prune_limit: _Count = 256
     mesh_prune_interval_ms: _Milliseconds = 3_600_000
+    garbage_interval_ms: _Timeout = 15_000
+    """How long after a deletion the members are asked what they have seen, so that it can be forgotten."""
+    done_retention_ms: _Milliseconds = 7 * _DAY_MS
+    dead_retention_ms: _Milliseconds = 30 * _DAY_MS
+    """For how long tasks are kept after their end: those that succeeded or were cancelled, and dead letters. 0: for
+    ever."""
+    retention_interval_ms: _Timeout = 60_000
     """0 turns pruning off."""
 
     min_free_disk_bytes: Annotated[int, Meta(ge=0, le=2**53)] = 0
@@ -104,9 +111,6 @@ WITHOUT_EFFECT = (
     "leaseTimeoutMs",
     "retryDispatchLimit",
     "gossipSyncSampleSize",
-    "meshPruneOlderThanMs",
-    "meshPruneLimit",
-    "meshPruneIntervalMs",
     "maxRunningSteps",
     "sloQueueLagTargetMs",
     "sloStepP95TargetMs",

@@ -16,6 +16,7 @@ from chaos.invariants.cancel_obeyed import CancelObeyed
 from chaos.invariants.cancelled_stays import CancelledStays
 from chaos.invariants.children_after_parents import ChildrenAfterParents
 from chaos.invariants.clocks_rise import LivesRise, StampsRise
+from chaos.invariants.deleted_stays_deleted import DeletedStaysDeleted
 from chaos.invariants.durable_before_heard import DurableBeforeHeard
 from chaos.invariants.final_is_maximum import FinalIsMaximum, VersionsOnlyGrow
 from chaos.invariants.finished_stays import FinishedStays
@@ -93,6 +94,7 @@ ALL: Sequence[type[Promise]] = (
     ReplicasEqual,
     QueuesHoldOpenSteps,
     MembersAreTheLiving,
+    DeletedStaysDeleted,
     IdleWhenSettled,
     DisksRest,
 )

@@ -69,6 +69,8 @@ class AcknowledgedKept(Promise):
                     place = node, row.text("task_id")
                     steps[place] = steps.get(place, 0) + 1
         for told in self._told.values():
+            if told.task_id in self.mirror.deleted_ms:
+                continue
             survivors = [host.name for host in self.mirror.promised() if task_name(told.task_id) in host.rows]
             for node, replica in rest.replicas.items():
                 task = replica.rows.get(task_name(told.task_id))
@@ -102,5 +104,7 @@ class NodeKnowsItsWord(Promise):
         elif seen.error == "NotFoundError":
             task_id = str(seen.args.get("taskId"))
             told_ms = self._told_ms.get((seen.host, task_id))
+            if task_id in self.mirror.deleted_ms:
+                return
             if told_ms is not None and told_ms < asked_ms and self.mirror.host(seen.host).lost_ms < told_ms:
                 yield f"{seen.host} acknowledged {task_id} at {told_ms:.0f} ms, and then: {seen.text}"

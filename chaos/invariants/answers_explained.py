@@ -78,6 +78,10 @@ class OneTaskPerKey(Promise):
             yield f"{seen.host} answered key {key!r} with {task_id}, which is {self._tasks[key]} elsewhere"
         if not seen.answer["deduplicated"]:
             first_ms = self._new.get((seen.host, key))
-            if first_ms is not None and self.mirror.host(seen.host).lost_ms < first_ms:
+            if (
+                first_ms is not None
+                and task_id not in self.mirror.deleted_ms
+                and self.mirror.host(seen.host).lost_ms < first_ms
+            ):
                 yield f"{seen.host} accepted key {key!r} as new at {first_ms:.0f} ms, and again"
             self._new[seen.host, key] = seen.at_ms

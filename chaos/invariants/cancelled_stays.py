@@ -35,7 +35,7 @@ class CancelledStays(Promise):
                 self._replayed[str(seen.args["taskId"])] = None
             case ClientAnswered(command="cancel", answer={"state": "cancelled", "taskId": str(task_id)}):
                 self._cancelled.setdefault(task_id, {}).setdefault(seen.host, seen.at_ms)
-            case RunStarted(job=job) if job.task_id not in self._replayed:
+            case RunStarted(job=job) if job.task_id not in self._replayed and job.task_id not in self.mirror.deleted_ms:
                 answered_ms = self._cancelled.get(job.task_id, {}).get(seen.host)
                 if (
                     answered_ms is not None

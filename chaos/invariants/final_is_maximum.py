@@ -24,7 +24,9 @@ class VersionsOnlyGrow(Promise):
         for change in seen.changes:
             after = change.after
             # What the host itself says was there, and what it was seen to commit: a regress may lie in between.
-            for before in (change.before, known.rows.get(name_of(after))):
+            # A row that was deleted, and forgotten here, begins anew: `deleted-stays-deleted` looks at those.
+            forgotten = change.before is None and self.mirror.was_deleted(after)
+            for before in (change.before, None if forgotten else known.rows.get(name_of(after))):
                 if before is not None and before != after and not wins(after, before):
                     yield f"{seen.host} replaced {told(before)} by {told(after)}"
                     break
@@ -57,6 +59,8 @@ class FinalIsMaximum(Promise):
         greatest = self._greatest()
         for node, replica in rest.replicas.items():
             for name, best in greatest.items():
+                if self.mirror.was_deleted(best):
+                    continue
                 found = replica.rows.get(name)
                 if found is None:
                     yield f"{node} lacks {told(best)}"

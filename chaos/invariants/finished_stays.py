@@ -36,7 +36,7 @@ class FinishedStays(Promise):
         match seen:
             case Committed():
                 yield from self._committed(seen)
-            case RunStarted(job=job):
+            case RunStarted(job=job) if job.task_id not in self.mirror.deleted_ms:
                 generation, _, known_ms = self._ends.get(seen.host, {}).get(job.step_id, (-1, 0, 0.0))
                 if generation >= parse_fence(job.fence).generation and known_ms < seen.at_ms - START_MS:
                     yield f"{seen.host} runs {job.step_id}, and knows since {known_ms:.0f} ms that it has ended"
@@ -57,7 +57,7 @@ class FinishedStays(Promise):
         ends = self._ends.setdefault(seen.host, {})
         for change in seen.changes:
             step = change.after
-            if step.table != "steps":
+            if step.table != "steps" or self.mirror.was_deleted(step):
                 continue
             generation, rank, _ = ends.get(step.key, (-1, 0, 0.0))
             if generation == step.generation and step.rank < rank and not step.deleted:
@@ -74,5 +74,5 @@ class FinishedStays(Promise):
         if status == "SUCCESS":
             if generation > first:
                 shown[step_id] = generation, seen.at_ms
-        elif generation <= first and at_ms < asked_ms:
+        elif generation <= first and at_ms < asked_ms and not self.mirror.step_was_deleted(step_id):
             yield f"{seen.host} showed {step_id} as SUCCESS at {at_ms:.0f} ms, and then as {status}"

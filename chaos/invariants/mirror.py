@@ -110,6 +110,10 @@ class Mirror:
         self.active: list[Fault] = []
         self.healed_ms: float | None = None
         self.settled_ms: float | None = None
+        self.deleted_ms: dict[str, float] = {}
+        """Tasks that were ever deleted, and when that was first seen. Their rows go once every member knows."""
+        self._task_of: dict[str, str] = {}
+        """The task of a step, a payload or an event."""
         self.dead_time_s = PROFILES[scenario.profile].dead_after_s(scenario.nodes)
 
     def host(self, name: str) -> HostMirror:
@@ -138,6 +142,14 @@ class Mirror:
     def has_met(self, kinds: frozenset[str]) -> bool:
         """Whether a fault of these kinds has begun anywhere."""
         return any(fault.kind in kinds for fault in self.faults)
+
+    def was_deleted(self, row: Row) -> bool:
+        """Whether this is, or belongs to, a task that was ever deleted."""
+        return (row.key if row.table == "tasks" else row.text("task_id")) in self.deleted_ms
+
+    def step_was_deleted(self, step_id: str) -> bool:
+        """Whether the step's task was ever deleted."""
+        return self._task_of.get(step_id, "") in self.deleted_ms
 
     def hear(self, seen: Seen) -> None:
         """Take in what happened."""
@@ -177,7 +189,12 @@ class Mirror:
     def _committed(self, seen: Committed) -> None:
         host = self._living(seen)
         for change in seen.changes:
-            host.rows[name_of(change.after)] = change.after
+            row = change.after
+            host.rows[name_of(row)] = row
+            if row.table != "tasks":
+                self._task_of.setdefault(row.key, row.text("task_id"))
+            elif row.deleted:
+                self.deleted_ms.setdefault(row.key, seen.at_ms)
 
     def _member(self, seen: MemberSeen) -> None:
         host, change = self._living(seen), seen.change

@@ -56,6 +56,8 @@ class ResultStays(Promise):
                 step = replica.rows.get(("steps", "default", step_id))
                 if step is not None and step.rank == SUCCESS and fence_of(step) == fence:
                     continue
+                if self.mirror.step_was_deleted(step_id):
+                    continue
                 if (step_id, fence) not in explained and not self._is_excused(result):
                     ended = "is gone" if step is None else f"ended as {step.text('status')} under {fence_of(step)}"
                     yield (

@@ -103,6 +103,8 @@ class RunsExplained(Promise):
         return any(_is_of(end, lease) for end in told.get(run.job.step_id, ()))
 
     def _is_excused(self, run: RunStarted) -> bool:
+        if run.job.task_id in self.mirror.deleted_ms:
+            return True
         host = self.mirror.host(run.host)
         return host.lost_ms >= run.at_ms or self.mirror.node_was_doubled(host.node_id)
 

@@ -13,7 +13,8 @@ from chaos.observations import Seen, SinkWrite
 class SinkMonotonic(Promise):
     """The byte order of fences is the order of leases: a sink that compares texts takes no lower lease after a higher.
 
-    A step that was replayed, or taken over, can always write again: fences of later turns are greater.
+    A step that was replayed, or taken over, can always write again: fences of later turns are greater. That ends with
+    the deletion of its task.
     """
 
     name = "sink-monotonic"
@@ -27,6 +28,8 @@ class SinkMonotonic(Promise):
     def see(self, seen: Seen) -> Iterator[str]:
         """Compare leases where the sink compared texts."""
         assert isinstance(seen, SinkWrite)
+        if self.mirror.step_was_deleted(seen.step_id):
+            return  # asked for again after it was forgotten, a task begins with low fences anew
         lease = parse_fence(seen.fence)
         highest, fence = self._accepted.get(seen.step_id, (lease, seen.fence))
         if seen.accepted and lease < highest:

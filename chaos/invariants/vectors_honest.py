@@ -36,6 +36,8 @@ class VectorsHonest(Promise):
         """Ask every replica for all that its vector covers."""
         for node, replica in rest.replicas.items():
             for row in self._versions.values():
+                if self.mirror.was_deleted(row):
+                    continue
                 if replica.vector.covers(row.origin, row.seq):
                     found = replica.rows.get(name_of(row))
                     if found is None:
@@ -53,15 +55,17 @@ class EqualVectorsEqualReplicas(Promise):
     def __init__(self, mirror: Mirror) -> None:
         super().__init__(mirror)
         self._sums: dict[bytes, tuple[str, float, Mapping[Origin, Any]]] = {}
-        """By digest of a vector: who had it, when, and the sums then."""
+        """By digests of a vector and of what is known to be stable: who had it, when, and the sums then."""
 
     def see(self, seen: Seen) -> Iterator[str]:
         """Compare with whoever had this vector before."""
         assert isinstance(seen, Sampled)
-        if seen.parked:
-            return  # a row of the future was seen, and becomes part of the replica when its time has come
+        if seen.parked or seen.has_garbage:
+            return  # rows of the future are seen before they count, and forgotten ones go one by one
         sums = {origin: total for origin, total in seen.sums.items() if total[0]}
-        other, at_ms, theirs = self._sums.setdefault(seen.stored_vector.digest(), (seen.host, seen.at_ms, sums))
+        other, at_ms, theirs = self._sums.setdefault(
+            seen.stored_vector.digest() + seen.stable, (seen.host, seen.at_ms, sums)
+        )
         if theirs != sums:
             differ = [
                 f"{origin}: {theirs.get(origin)} and {sums.get(origin)}"

@@ -57,8 +57,9 @@ MUTANTS = (
         edits=(
             Edit(
                 "node.replication.pull:Puller.pull",
-                "await self._apply(rows, vector)",
-                "await self._apply([], vector)\n        await self._apply(rows)",
+                "await self._apply(rows, end.stable, VersionVector.from_wire(end.vector), copy=copy)",
+                "await self._apply([], end.stable, VersionVector.from_wire(end.vector), copy=copy)\n"
+                "        await self._apply(rows, b'', copy=copy)",
             ),
         ),
     ),
@@ -94,6 +95,56 @@ MUTANTS = (
                 "node.replication.pull:Puller.pull",
                 "if origin == self._store.origin and end.known_of_you > self._store.vector.head(origin):",
                 "if False:",
+            ),
+        ),
+    ),
+    Mutant(
+        name="forgotten-unasked",
+        breaks="a deletion is remembered until every member has seen it",
+        caught_by=("deleted-stays-deleted", "replicas-equal", "equal-vectors-equal-replicas", "comes-to-rest"),
+        edits=(
+            Edit(
+                "node.replication.stability_rounds:StabilityRounds._look",
+                "return look([self._store.vector.copy(), *vectors.values()])",
+                "return look([self._store.vector.copy()])",
+            ),
+            Edit("mesh.stability:may_adopt", "return all(", "return True or all("),
+        ),
+    ),
+    Mutant(
+        name="rows-before-stable-vector",
+        breaks="what a sender may have forgotten stands in front of the rows that it sends",
+        caught_by=("deleted-stays-deleted", "replicas-equal", "equal-vectors-equal-replicas", "comes-to-rest"),
+        edits=(
+            Edit(
+                "node.replication.pull:serve_pull",
+                'news = b"" if stable.digest() == told else stable.to_wire()',
+                'news = b""',
+            ),
+            Edit("node.replication.stability_rounds:serve_vector", "await store.adopt(", "Stable.digest("),
+            Edit("mesh.stability:was_away_too_long", "return not same_stable and", "return False and"),
+        ),
+    ),
+    Mutant(
+        name="late-copy-taken",
+        breaks="a late copy of a row that was forgotten is known as such",
+        caught_by=("deleted-stays-deleted", "replicas-equal", "equal-vectors-equal-replicas", "comes-to-rest"),
+        edits=(
+            Edit(
+                "node.storage.transaction:Transaction._was_forgotten",
+                "return bool(self._ledger.stable.settled.origins()) and self._is_seen(row)",
+                "return False",
+            ),
+        ),
+    ),
+    Mutant(
+        name="children-forgotten-early",
+        breaks="what belongs to a deleted row goes only when nothing of it can come late",
+        caught_by=("deleted-stays-deleted", "replicas-equal", "equal-vectors-equal-replicas", "comes-to-rest"),
+        edits=(
+            Edit("mesh.stability:settle", "if not second.common.includes(first.union):", "if False:"),
+            Edit(
+                "mesh.stability:settle", "Stable(first.common, second.common)", "Stable(second.common, second.common)"
             ),
         ),
     ),

@@ -23,6 +23,7 @@ from mesh.errors import RelayMeshError
 Player = Callable[[World, Fault], Awaitable[None]]
 
 BUMP_WAIT_S = 5.0
+ABSENCE_LOOK_S = 5.0
 
 
 async def play_fault(world: World, fault: Fault) -> None:
@@ -113,6 +114,25 @@ async def _kill(world: World, fault: Fault) -> None:
     await trio.sleep(fault.for_s)
     for host in _hosts(world, fault):
         host.start()
+
+
+async def _long_absence(world: World, fault: Fault) -> None:
+    """While a host is off, its peers delete all that ended, give the host up, and forget both."""
+    (host,) = _hosts(world, fault)
+    host.die("kill")
+    with trio.move_on_after(fault.for_s):
+        given_up: dict[str, None] = {}
+        while True:
+            await trio.sleep(ABSENCE_LOOK_S)
+            for peer in world.running():
+                try:
+                    await peer.call("purge", {"doneRetentionMs": 0, "deadRetentionMs": 0}, BUMP_WAIT_S)
+                    if peer.name not in given_up:
+                        await peer.call("mesh-prune", {"nodeId": host.node_id}, BUMP_WAIT_S)
+                        given_up[peer.name] = None
+                except (RelayMeshError, TimeoutError):
+                    continue  # it does not hold the host for gone yet, or fails itself
+    host.start()
 
 
 async def _power_cut(world: World, fault: Fault) -> None:
@@ -339,6 +359,7 @@ PLAYERS: Mapping[str, Player] = {
     "partition": _partition,
     "one-way": _one_way,
     "isolate": _isolate,
+    "long-absence": _long_absence,
     "flap": _flap,
     "replay-packets": replay_packets,
     "forge-packets": forge_packets,

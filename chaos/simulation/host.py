@@ -438,12 +438,14 @@ class Host:
         while True:
             await node.env.clock.sleep(SAMPLE_EVERY_S)
             try:
-                stored, sums, memory, parked = await node.store.read(
+                stored, sums, memory, parked, stable, has_garbage = await node.store.read(
                     lambda reader: (
                         reader.vector(),
                         reader.sums(),
                         node.store.vector.copy(),
                         dict(reader.sql(FUTURE_ROWS)),
+                        reader.stable().digest(),
+                        node.store.has_garbage,
                     )
                 )
             except RelayMeshError:
@@ -461,6 +463,9 @@ class Host:
                     sums=sums,
                     parked=parked,
                     levels=levels,
+                    stable=stable,
+                    has_garbage=has_garbage,
+                    forgotten=node.store.counters().get("rows_forgotten", 0),
                     disk_writes=self.disk.writes,
                 )
             )

@@ -19,6 +19,7 @@ ANSWER_S = 8.0
 """A client that has heard nothing for so long does not know."""
 RECENT = 30
 """Cancels, replays and looks choose among this many latest tasks."""
+PURGED_AFTER_MS = (1_000, 8_000)
 MAX_ATTEMPTS = 4
 _LONG_SHARE, _LONG_FACTOR, _LONGEST_S = 0.1, 10, 10.0
 _PADS = (0, 0, 0, 300, 5_000)
@@ -60,6 +61,9 @@ class Workload:
                 await self._change(host, "replay", picked)
                 if draws.random() < 0.3:
                     await self._change(self._host(draws), "replay", picked)
+            elif roll > 1 - self._spec.purge_share:
+                keep_ms = int(draws.uniform(*PURGED_AFTER_MS))
+                await self.ask(host, "purge", {"doneRetentionMs": keep_ms, "deadRetentionMs": 2 * keep_ms})
             elif roll < 0.6:
                 keys += 1
                 await self._submit(draws, host, f"{name} {keys}")

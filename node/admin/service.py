@@ -15,6 +15,7 @@ import msgspec
 from mesh.errors import ConfigError
 from mesh.ids import parse_namespace
 from node.admin.arguments import Arguments
+from node.admin.garbage_commands import GarbageCommands
 from node.admin.mesh_commands import MeshCommands
 from node.admin.work_commands import WorkCommands
 from node.config import NodeConfig
@@ -41,6 +42,7 @@ class AdminService:
         self._commands: Mapping[str, Command] = {
             **WorkCommands(node).commands(),
             **MeshCommands(node, config).commands(),
+            **GarbageCommands(node).commands(),
         }
 
     def names(self) -> list[str]:

@@ -3,6 +3,9 @@
 The requester sends its version vector. The responder streams whole requests (a request is never split), and with the
 last chunk the vector that was true in the very transaction in which that chunk was read. Rows mark only their own dots;
 the vector is joined with the last chunk. A vector that ran ahead of its rows would make them unasked for ever.
+
+In front of the rows of each part stands what the responder knew to be stable when it read them, if the requester does
+not know it (`mesh.stability`). Whoever was away for too long gets no rows but a word, and takes a whole copy instead.
 """
 
 from __future__ import annotations
@@ -20,9 +23,11 @@ from mesh.hlc import DRIFT_MAX_MS
 from mesh.ids import Address, Origin
 from mesh.row_codec import CHUNK_LIMITS, decode_rows, encode_rows
 from mesh.rows import Row
+from mesh.stability import Stable, may_adopt, was_away_too_long
 from mesh.version_vector import VersionVector
 from node.env import Env
 from node.replication.calls import Caller, decode
+from node.replication.whole_copy import Copy
 from node.storage.reader import Chunk, PullCursor, Reader
 from node.storage.store import Store
 from node.storage.transaction import Transaction
@@ -37,6 +42,14 @@ PAUSE_S = 0.05
 BACKOFF_MIN_S, BACKOFF_MAX_S = 1.0, 15.0
 
 
+class PullPart(msgspec.Struct):
+    """Rows behind what was known to be stable as they were read."""
+
+    rows: bytes
+    stable: bytes = b""
+    """Empty when it did not change since the last part."""
+
+
 class PullEnd(msgspec.Struct, array_like=True):
     """The last word of a pull: the final rows, and the vector that they complete."""
 
@@ -46,6 +59,9 @@ class PullEnd(msgspec.Struct, array_like=True):
     """The highest sequence that the responder has seen of the requester's own origin."""
     physical_ms: int
     """The responder's time, as its stamps have it: compared, never obeyed."""
+    stable: bytes = b""
+    away_too_long: bool = False
+    """The requester may hold rows whose tombstones are gone: no news can mend that, only a whole copy."""
 
 
 class PullRequest(msgspec.Struct, array_like=True):
@@ -53,6 +69,8 @@ class PullRequest(msgspec.Struct, array_like=True):
 
     vector: bytes
     origin: tuple[str, int]
+    stable: bytes = b""
+    """The digest of what it knows to be stable; empty from a release that knows of no such thing."""
 
 
 async def serve_pull(store: Store, body: bytes, send: Callable[[bytes], Awaitable[None]]) -> bytes:
@@ -61,19 +79,27 @@ async def serve_pull(store: Store, body: bytes, send: Callable[[bytes], Awaitabl
     theirs = VersionVector.from_wire(request.vector)
     origin = Origin(*request.origin)
     cursor: PullCursor | None = None
+    told = request.stable
     while True:
-        chunk = await store.read(partial(_chunk, theirs=theirs, after=cursor))
+        chunk, stable = await store.read(partial(_chunk, theirs=theirs, after=cursor))
+        if was_away_too_long(theirs, origin, stable, same_stable=stable.digest() == request.stable):
+            vector = VersionVector().to_wire()
+            return msgspec.msgpack.encode(
+                PullEnd(encode_rows([]), vector, 0, store.physical_ms(), stable.to_wire(), away_too_long=True)
+            )
         rows = encode_rows(chunk.rows)
+        news = b"" if stable.digest() == told else stable.to_wire()
+        told = stable.digest()
         if chunk.vector is not None:
             return msgspec.msgpack.encode(
-                PullEnd(rows, chunk.vector.to_wire(), chunk.vector.head(origin), store.physical_ms())
+                PullEnd(rows, chunk.vector.to_wire(), chunk.vector.head(origin), store.physical_ms(), news)
             )
-        await send(rows)
+        await send(msgspec.msgpack.encode(PullPart(rows, news)) if request.stable else rows)
         cursor = chunk.cursor
 
 
-def _chunk(reader: Reader, *, theirs: VersionVector, after: PullCursor | None) -> Chunk:
-    return reader.rows_missing_from(theirs, rows_max=CHUNK_ROWS_MAX, after=after)
+def _chunk(reader: Reader, *, theirs: VersionVector, after: PullCursor | None) -> tuple[Chunk, Stable]:
+    return reader.rows_missing_from(theirs, rows_max=CHUNK_ROWS_MAX, after=after), reader.stable()
 
 
 class Puller:
@@ -165,32 +191,48 @@ class Puller:
             self._active.discard(node_id)
             self._wake.set()
 
-    async def pull(self, node_id: str) -> int:
-        """Pull once from this peer; returns the rows received. Raises what the call raised."""
+    async def pull(self, node_id: str, *, afresh: bool = False) -> int:
+        """Pull once from this peer; returns the rows received. Raises what the call raised.
+
+        `afresh` fetches everything that the peer has, and drops what it has no more.
+        """
         address = self._address_of(node_id)
         if address is None:
             return 0
         token = self._on_started()
         received = 0
 
-        async def apply_part(part: bytes) -> None:
+        async def apply_part(data: bytes) -> None:
             nonlocal received
             self._on_answered()
-            rows = decode_rows(part, limits=CHUNK_LIMITS)
+            part = _part(data)
+            rows = decode_rows(part.rows, limits=CHUNK_LIMITS)
             received += len(rows)
-            await self._apply(rows)
+            await self._apply(rows, part.stable, copy=copy)
 
         origin = self._store.origin
-        body = msgspec.msgpack.encode(PullRequest(self._store.vector.to_wire(), (origin.node, origin.incarnation)))
-        answer = await self._calls.call(address, "pull", body, expect=node_id, on_part=apply_part)
+        copy = None if not afresh else Copy(self._store)
+        vector = self._store.vector if copy is None else VersionVector()
+        request = PullRequest(vector.to_wire(), (origin.node, origin.incarnation), self._store.stable.digest())
+        answer = await self._calls.call(
+            address, "pull", msgspec.msgpack.encode(request), expect=node_id, on_part=apply_part
+        )
         end = decode(answer, PullEnd)
+        if end.away_too_long:
+            stable = Stable.from_wire(end.stable)
+            # The request may be older than what the peer has learned meanwhile, our own answer among it.
+            is_behind = not may_adopt(self._store.vector, self._store.origin, stable)
+            if is_behind:
+                log.warning("this node was away for too long to catch up by news: it copies all rows of %s", node_id)
+            else:
+                await self._store.adopt(stable)
+            return await self.pull(node_id, afresh=is_behind)
         if origin == self._store.origin and end.known_of_you > self._store.vector.head(origin):
             # Somebody was told more by us than we remember: our disk lost a tail. Those numbers must never be reused.
             await self._store.mint_origin(f"{node_id} knows more of this node than its own database does")
         rows = decode_rows(end.rows, limits=CHUNK_LIMITS)
         received += len(rows)
-        vector = VersionVector.from_wire(end.vector)
-        await self._apply(rows, vector)
+        await self._apply(rows, end.stable, VersionVector.from_wire(end.vector), copy=copy)
         self._keep_time(node_id, end.physical_ms)
         self.pulls_total += 1
         self.rows_total += received
@@ -217,10 +259,26 @@ class Puller:
         for peer in self._offsets_ms:
             self._offsets_ms[peer] -= moved_ms
 
-    async def _apply(self, rows: list[Row], vector: VersionVector | None = None) -> None:
+    async def _apply(
+        self, rows: list[Row], stable: bytes, vector: VersionVector | None = None, *, copy: Copy | None
+    ) -> None:
+        known = Stable.from_wire(stable) if stable else None
+        if copy is not None:
+            await copy.add(rows, known, vector)
+            return
+        if known is not None:
+            await self._store.adopt(known)
         # A chunk holds whole requests, so it is applied whole.
         if rows or (vector is not None and self._store.vector.missing_from(vector)):
             await self._store.write(partial(_merge_all, rows=rows, vector=vector), remote=True, rows=len(rows))
+
+
+def _part(data: bytes) -> PullPart:
+    # A release that knows of no stable vectors sends the rows alone: an array, where ours is a map.
+    return decode(data, PullPart) if data[:1] in _MAPS else PullPart(data)
+
+
+_MAPS = tuple(bytes([0x80 + size]) for size in range(16))
 
 
 def _merge_all(tx: Transaction, *, rows: list[Row], vector: VersionVector | None) -> None:

@@ -21,7 +21,7 @@ from mesh.version_vector import VersionVector
 from node.replication.calls import Caller, decode
 from node.storage.reader import Reader
 from node.storage.store import Store
-from node.storage.transaction import Transaction
+from node.storage.transaction import Arrival, Transaction
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ class VerifyRequest(msgspec.Struct, array_like=True):
 
     vector: bytes
     sums: list[tuple[str, int, Sum]]
+    stable: bytes = b""
+    """The digest of what we know to be stable: nodes that know other things may have forgotten other rows."""
 
 
 class VerifyAnswer(msgspec.Struct, array_like=True):
@@ -82,7 +84,8 @@ async def serve_verify(store: Store, body: bytes) -> bytes:
     request = decode(body, VerifyRequest)
     theirs = {Origin(node, incarnation): tuple(total) for node, incarnation, total in request.sums}
     vector, sums = await store.read(_vector_and_sums)
-    if VersionVector.from_wire(request.vector).digest() != vector.digest():
+    same_vector = VersionVector.from_wire(request.vector).digest() == vector.digest()
+    if not same_vector or request.stable != store.stable.digest() or store.has_garbage:
         return msgspec.msgpack.encode(VerifyAnswer(False, []))
     origins = sorted(set(sums) | set(theirs))
     differing = [origin for origin in origins if sums.get(origin, (0, 0, 0)) != theirs.get(origin, (0, 0, 0))]
@@ -120,9 +123,13 @@ def _first_rows(reader: Reader, *, request: RowsRequest) -> list[Row]:
 
 async def verify(store: Store, calls: Caller, node_id: str, address: Address) -> VerifyResult:
     """Compare our replica with a peer's and merge what differs. Raises what the calls raise."""
+    if store.has_garbage:
+        return VerifyResult(False)
     vector, sums = await store.read(_vector_and_sums)
     request = VerifyRequest(
-        vector.to_wire(), [(origin.node, origin.incarnation, total) for origin, total in sorted(sums.items())]
+        vector.to_wire(),
+        [(origin.node, origin.incarnation, total) for origin, total in sorted(sums.items())],
+        store.stable.digest(),
     )
     answer = await calls.call(address, "verify", msgspec.msgpack.encode(request), expect=node_id)
     verdict = decode(answer, VerifyAnswer)
@@ -175,7 +182,7 @@ def _range_sums(reader: Reader, *, origin: Origin, ranges: list[tuple[int, int]]
 
 
 def _merge_all(tx: Transaction, *, rows: list[Row]) -> list[str]:
-    return [tx.merge(row) for row in rows]
+    return [tx.merge(row, Arrival.REPAIRED) for row in rows]
 
 
 def _vector_and_sums(reader: Reader) -> tuple[VersionVector, dict[Origin, Sum]]:

@@ -19,10 +19,13 @@ from mesh.ids import Origin
 from mesh.replica import RELAYED
 from mesh.row_codec import CHUNK_LIMITS, decode_rows, decode_values, row_bytes
 from mesh.rows import Row
+from mesh.stability import Stable
 from mesh.tables import Value
 from mesh.version_vector import VersionVector
 from node.storage.origins import NO_ORIGIN, OriginTable
 from node.storage.schema import METADATA, TableSql
+
+META_STABLE = "engine.stable"
 
 CHUNK_BYTES_MAX = 1 << 20
 """Where a chunk ends by default; one large request may exceed it, since requests are not split."""
@@ -109,6 +112,11 @@ class Reader:
         for oid, lo, hi in self._connection.execute("SELECT oid, lo, hi FROM vector ORDER BY oid, lo"):
             vector.add(self._origins.origin(oid), lo, hi)
         return vector
+
+    def stable(self) -> Stable:
+        """What this database knows to be stable, as of this transaction."""
+        data = self.meta_get(META_STABLE)
+        return Stable() if data is None else Stable.from_wire(data)
 
     def rows_missing_from(
         self,

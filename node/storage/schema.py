@@ -54,6 +54,14 @@ class TableSql:
     insert: str
     """Takes METADATA, the digest, the columns and `ext`, then namespace and key."""
     by_dot: str
+    delete: str
+    """Takes the rowid. Only garbage is ever deleted."""
+    tombstones: str
+    """rowid, namespace and key; takes oid, the first and the last sequence number, and a limit."""
+    children: str
+    """rowid, key, oid and seq of what belongs to a parent; takes namespace and the parent's key. Empty without one."""
+    names: str
+    """rowid, namespace, key, the parent's key or NULL, oid and seq of every row."""
     sums: str
     range_sum: str
     _updates: dict[tuple[str, ...], str] = field(default_factory=dict, repr=False, compare=False)
@@ -91,6 +99,14 @@ def table_sql(table: Table) -> TableSql:
         get=f"{select} WHERE namespace = ? AND key = ?",
         insert=f'INSERT INTO "{table.name}" ({", ".join(written)}, namespace, key) VALUES ({marks})',
         by_dot=f"{select} WHERE oid = ? AND seq BETWEEN ? AND ? ORDER BY seq",
+        delete=f'DELETE FROM "{table.name}" WHERE rowid = ?',
+        tombstones=f'SELECT rowid, namespace, key FROM "{table.name}" '
+        "WHERE deleted = 1 AND oid = ? AND seq BETWEEN ? AND ? ORDER BY seq LIMIT ?",
+        children=""
+        if table.parent is None
+        else f'SELECT rowid, key, oid, seq FROM "{table.name}" WHERE namespace = ? AND "{table.parent.column}" = ?',
+        names=f"SELECT rowid, namespace, key, {'NULL' if table.parent is None else table.parent.column}, oid, seq "
+        f'FROM "{table.name}"',
         sums=f'SELECT oid, count(*), sum(d1), sum(d2) FROM "{table.name}" GROUP BY oid',
         range_sum=f'SELECT count(*), ifnull(sum(d1), 0), ifnull(sum(d2), 0) FROM "{table.name}" '
         "WHERE oid = ? AND seq BETWEEN ? AND ?",
@@ -115,7 +131,18 @@ def create_table_sql(table: Table) -> str:
         f'CREATE TABLE "{table.name}" (\n    {body}\n) STRICT;\n'
         f'CREATE UNIQUE INDEX "{table.name}_key" ON "{table.name}" (namespace, key);\n'
         f'CREATE INDEX "{table.name}_dot" ON "{table.name}" (oid, seq, d1, d2);\n'
-    )
+    ) + _garbage_indexes(table)
+
+
+def _garbage_indexes(table: Table) -> str:
+    # Tombstones are few, so finding them must not cost a look at every row. Older databases lack these indexes.
+    indexes = f'CREATE INDEX IF NOT EXISTS "{table.name}_deleted" ON "{table.name}" (oid, seq) WHERE deleted = 1;\n'
+    if table.parent is not None:
+        indexes += (
+            f'CREATE INDEX IF NOT EXISTS "{table.name}_parent" ON "{table.name}" '
+            f'(namespace, "{table.parent.column}");\n'
+        )
+    return indexes
 
 
 def _check_names(table: Table) -> None:
@@ -138,6 +165,7 @@ def apply_declarations(connection: apsw.Connection, tables: Sequence[Table]) -> 
         for column in table.columns:
             if column.name not in stored:
                 connection.execute(f'ALTER TABLE "{table.name}" ADD COLUMN "{column.name}" {_TYPES[column.kind]}')
+        connection.execute(_garbage_indexes(table))
         if any(column.name not in stored for column in table.columns):
             _lift_unknown_columns(connection, table)
         differences = table_differences(connection, table)

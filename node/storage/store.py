@@ -20,10 +20,12 @@ from mesh.errors import LimitError, StoreError, UnavailableError
 from mesh.hlc import COUNTER_BITS, DRIFT_MAX_MS, HybridClock, PhysicalClock
 from mesh.ids import Origin
 from mesh.rows import Row
+from mesh.stability import Stable, may_adopt
 from mesh.tables import Table
 from mesh.version_vector import VersionVector
 from node.env import Env
 from node.storage.database import DISK_ERRORS, open_connection
+from node.storage.garbage import COLLECT_ROWS_MAX
 from node.storage.migrate import Migration, load_migrations
 from node.storage.reader import Reader
 from node.storage.transaction import Change, Hook, Transaction
@@ -97,6 +99,8 @@ class Store:
         self._closed = False
         self._failing_since: float | None = None
         self._last_commit_s = 0.0
+        self._collected_under: Stable | None = None
+        """What was known to be stable when the last garbage of that time went; None while some may be left."""
         self._reader_connection: apsw.Connection | None = None
         self.vector = VersionVector()
         """What the database has seen, as of the last commit that returned. Only read it; it changes in place."""
@@ -109,6 +113,16 @@ class Store:
     def origin(self) -> Origin:
         """Who stamps the rows that are written here."""
         return self._writer.ledger.origin
+
+    @property
+    def stable(self) -> Stable:
+        """What this node knows all members to have seen."""
+        return self._writer.ledger.stable
+
+    @property
+    def has_tombstones(self) -> bool:
+        """Whether deleted rows wait to be forgotten."""
+        return self._writer.ledger.has_tombstones
 
     @property
     def hlc(self) -> HybridClock:
@@ -294,6 +308,8 @@ class Store:
             vector_changed = vector_changed or batch.reloaded != self.vector
             self.vector = batch.reloaded
         self.vector.join(batch.seen)
+        if any(change.after.deleted for change in batch.changes):
+            self._collected_under = None
         if vector_changed or batch.changes:
             commit = Commit(tuple(batch.written), tuple(batch.changes), vector_changed)
             for callback in self._commit_callbacks:
@@ -323,6 +339,8 @@ class Store:
                 await self._env.writer_thread.run(self._writer.checkpoint)
             if self._writer.ledger.future_parked:
                 await self._submit_own(self._release)
+            if self.has_garbage:
+                await self._submit_own(self._forget_some)
 
     async def _submit_own(self, fn: Callable[[Transaction], None]) -> None:
         try:
@@ -330,6 +348,25 @@ class Store:
         except (StoreError, LimitError, UnavailableError):
             # The outcome was noted where the batch failed, and the next round tries again.
             self._writer.ledger.count("maintenance_failures")
+
+    @property
+    def has_garbage(self) -> bool:
+        """Whether rows wait to be dropped that other nodes may have dropped already."""
+        # A replica that still lacks rows may lack one that was made anew over a tombstone: it forgets nothing yet.
+        return (
+            self.has_tombstones
+            and self._collected_under is not self.stable
+            and self.vector.includes(self.stable.complete)
+        )
+
+    def _forget_some(self, transaction: Transaction) -> None:
+        stable = self.stable
+        self._collected_under = stable if transaction.collect_garbage() < COLLECT_ROWS_MAX else None
+
+    async def adopt(self, stable: Stable) -> None:
+        """Know what a peer knows to be stable, if we may, and begin to forget what that allows to forget."""
+        if may_adopt(self.vector, self.origin, stable) and not self.stable.includes(stable):
+            await self.write(lambda tx: tx.adopt(stable), remote=True)
 
     def _release(self, transaction: Transaction) -> None:
         ledger = self._writer.ledger

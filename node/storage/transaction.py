@@ -6,7 +6,8 @@ batch may still fail. Everything here runs on the writing thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import enum
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import apsw
@@ -15,11 +16,14 @@ import msgspec
 from mesh.errors import UnavailableError
 from mesh.hlc import HybridClock
 from mesh.ids import Origin
+from mesh.registers import beats
 from mesh.replica import REASON_FUTURE, REASON_REJECTED, Outcome, Stamp, Verdict, judge, successor
 from mesh.row_codec import CHUNK_LIMITS, decode_rows, encode_rows, encode_values, row_digest
 from mesh.rows import Row
+from mesh.stability import Stable
 from mesh.tables import Value
 from mesh.version_vector import VersionVector
+from node.storage.garbage import adopt, collect, drop_unsent, forget, is_garbage
 from node.storage.origins import NO_ORIGIN, OriginTable
 from node.storage.reader import Reader
 from node.storage.schema import TableSql
@@ -35,6 +39,17 @@ ROWS_REMEMBERED_MAX = 4_096
 """Rows that a batch need not read twice. Beyond that it begins to remember anew."""
 META_RESERVED = "engine."
 """Prefix of the small local values that belong to the store itself."""
+
+
+class Arrival(enum.Enum):
+    """How a version came here, which says what may be concluded from it."""
+
+    PULLED = "pulled"
+    """Behind all that its sender knows to be stable, so both forgot the same."""
+    PUSHED = "pushed"
+    """By itself."""
+    REPAIRED = "repaired"
+    """To fill a gap that was found here: it counts although its dot was seen."""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -62,6 +77,10 @@ class Ledger:
     mint_wanted: str = ""
     """Why the next batch must begin with a new origin; empty when it must not."""
     future_parked: bool = False
+    stable: Stable = field(default_factory=Stable)
+    """What is known of all members' past. Replaced, never changed."""
+    has_tombstones: bool = False
+    """Whether there may be any. Without them, which is the normal case, a merge need not look for them."""
     rows: dict[tuple[str, str, str], tuple[int | None, Row | None]] = field(default_factory=dict)
     """Rows as the open transaction sees them, by table, namespace and key. Nobody else writes meanwhile. Emptied when
     the transaction ends, and whenever a part of it is undone."""
@@ -133,6 +152,8 @@ class Transaction(Reader):
         """
         ledger = self._ledger
         sql = self._tables[table]
+        if ledger.has_tombstones:
+            self._forget_for(sql, namespace, key, values)
         rowid, current = self._current(sql, namespace, key)
         ours = current is not None and current.origin == ledger.origin and current.seq >= self._first_seq
         seq = current.seq if ours and current is not None else ledger.next_seq
@@ -157,16 +178,26 @@ class Transaction(Reader):
         self._become_current(sql, rowid, current, row, local=True)
         return row
 
-    def merge(self, row: Row) -> str:
+    def merge(self, row: Row, arrival: Arrival = Arrival.PULLED) -> str:
         """Merge a version from a peer and note its dot as seen.
 
-        Returns `applied`, `stale`, `same` or `quarantined`. Never raises for what the row says. UnavailableError when
-        the peer knows more of our own origin than we do: the next batch begins with a new origin, then try again.
+        Returns `applied`, `stale`, `same` or `quarantined`, or `deferred` for a pushed version that only a pull can
+        judge; its dot is not seen then. Never raises for what the row says. UnavailableError when the peer knows more
+        of our own origin than we do: the next batch begins with a new origin, then try again.
         """
         ledger = self._ledger
-        self.mark(row.origin, row.seq, row.seq)
         sql = self._tables.get(row.table)
+        if ledger.has_tombstones and sql is not None:
+            self._forget_for(sql, row.namespace, row.key, row.values)
+            if arrival is Arrival.PUSHED and self._meets_tombstone(sql, row):
+                ledger.count("rows_deferred")
+                return "deferred"
         rowid, current = (None, None) if sql is None else self._current(sql, row.namespace, row.key)
+        if current is None and arrival is not Arrival.REPAIRED and self._was_forgotten(row):
+            self.mark(row.origin, row.seq, row.seq)
+            ledger.count("rows_stale")
+            return Outcome.STALE.value
+        self.mark(row.origin, row.seq, row.seq)
         in_time = ledger.hlc.observe(row.hlc, ledger.now_ms)
         verdict = judge(None if sql is None else sql.table, current, row, in_time=in_time)
         if verdict.outcome is Outcome.APPLIED and sql is not None:
@@ -198,6 +229,60 @@ class Transaction(Reader):
             return Verdict(Outcome.QUARANTINED, row, REASON_REJECTED, f"{type(error).__name__}: {error}"[:500])
         self._connection.execute("RELEASE merge")
         return verdict
+
+    def _forget_for(self, sql: TableSql, namespace: str, key: str, values: Mapping[str, Value]) -> None:
+        """Drop garbage that a version of this row would meet: on other nodes it may be gone, and all must agree."""
+        for each, name in self._row_and_parent(sql, key, values):
+            rowid, current = self._current(each, namespace, name)
+            if rowid is not None and is_garbage(self._ledger, current):
+                forget(self._ledger, each, rowid, namespace, name)
+
+    def _row_and_parent(self, sql: TableSql, key: str, values: Mapping[str, Value]) -> list[tuple[TableSql, str]]:
+        pairs = [(sql, key)]
+        parent = sql.table.parent
+        if parent is not None and parent.table in self._tables:
+            name = values.get(parent.column)
+            if isinstance(name, str) and name:
+                pairs.append((self._tables[parent.table], name))
+        return pairs
+
+    def _meets_tombstone(self, sql: TableSql, row: Row) -> bool:
+        """Whether a tombstone here would beat this version, or its parent is one.
+
+        Perhaps its writer had forgotten that tombstone. Only a pull brings the knowledge that tells, in front of rows.
+        """
+        if self._is_seen(row):
+            return False
+        for each, name in self._row_and_parent(sql, row.key, row.values):
+            current = self._current(each, row.namespace, name)[1]
+            if current is not None and current.deleted:
+                is_own = each is sql and name == row.key
+                if not is_own or (not row.deleted and not beats(sql.table.register, row, current)):
+                    return True
+        return False
+
+    def _was_forgotten(self, row: Row) -> bool:
+        """Whether this version, of a row that is not here, was here before: a late copy of what is gone for good."""
+        return bool(self._ledger.stable.settled.origins()) and self._is_seen(row)
+
+    def _is_seen(self, row: Row) -> bool:
+        oid = self._origins.number(row.origin)
+        if oid is None:
+            return False
+        covering = "SELECT 1 FROM vector WHERE oid = ? AND lo <= ? AND hi >= ?"
+        return self._connection.execute(covering, (oid, row.seq, row.seq)).get is not None
+
+    def adopt(self, stable: Stable) -> bool:
+        """Forget from now on what all members have seen, says a peer, where `mesh.stability.may_adopt` allows it."""
+        return adopt(self._ledger, stable)
+
+    def drop_unsent(self, sent: Container[int], vector: VersionVector) -> int:
+        """After a whole copy of a peer: drop what it has seen and does not hold; see `garbage.drop_unsent`."""
+        return drop_unsent(self._ledger, sent, vector)
+
+    def collect_garbage(self) -> int:
+        """Drop some garbage; returns how many tombstones, fewer than COLLECT_ROWS_MAX when none is left."""
+        return collect(self._ledger)
 
     def mark(self, origin: Origin, lo: int, hi: int) -> None:
         """Note these sequence numbers as seen: their rows are here, or were beaten, or never existed."""
@@ -233,7 +318,7 @@ class Transaction(Reader):
         for rowid, data in due:
             self.execute("DELETE FROM quarantine WHERE rowid = ?", (rowid,))
             for row in decode_rows(data, limits=CHUNK_LIMITS):
-                self.merge(row)
+                self.merge(row, Arrival.REPAIRED)
         return len(due)
 
     def finish(self) -> tuple[tuple[Row, ...], tuple[Change, ...], VersionVector]:
@@ -296,6 +381,8 @@ class Transaction(Reader):
             changed = tuple([name for name in sql.columns if old(name) != values.get(name)])
             self._connection.execute(sql.update(changed), (*metadata, *map(values.get, changed), unknown, rowid))
         self._remember(sql, row.namespace, row.key, rowid, row)
+        if row.deleted:
+            ledger.has_tombstones = True
         self._changes.append(Change(before, row, local))
         hooks = ledger.hooks.get(row.table)
         if hooks is not None:

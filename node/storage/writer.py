@@ -19,9 +19,11 @@ from mesh.ids import Origin
 from mesh.rows import Row
 from mesh.tables import Table
 from mesh.version_vector import VersionVector
+from node.storage import garbage
 from node.storage.database import APPLICATION_ID, DISK_ERRORS, open_connection, secure_log, unusable
 from node.storage.migrate import Migration, check_migrations, migrate_up
 from node.storage.origins import NO_ORIGIN, Marker, MarkerFile, OriginTable
+from node.storage.reader import Reader
 from node.storage.schema import apply_declarations, table_sql
 from node.storage.transaction import Change, Hook, Ledger, Transaction
 
@@ -189,6 +191,9 @@ class Writer:
         vector = VersionVector()
         for oid, lo, hi in ledger.connection.execute("SELECT oid, lo, hi FROM vector ORDER BY oid, lo"):
             vector.add(ledger.origins.origin(oid), lo, hi)
+        reader = Reader(ledger.connection, ledger.tables, ledger.origins)
+        ledger.stable = reader.stable()
+        ledger.has_tombstones = garbage.has_tombstones(ledger)
         own = self._get_meta(_META_ORIGIN)
         ledger.origin = ledger.origins.origin(int(own)) if own else NO_ORIGIN
         ledger.next_seq = vector.head(ledger.origin) + 1

@@ -72,6 +72,9 @@ def record(
     key = content_id("evt", step.key.encode(), action.encode(), fence.encode(), node.encode())
     if tx.get("history", step.namespace, key) is not None:
         return
+    task = tx.get("tasks", step.namespace, step.text("task_id"))
+    if task is not None and task.deleted:
+        return  # what belongs to a deleted task goes with it: nothing new may come after every member has seen that
     tx.put(
         "history",
         step.namespace,

@@ -28,7 +28,7 @@ from node.env import Env, PeerIdentity
 from node.replication.calls import Caller, decode
 from node.storage.reader import Reader
 from node.storage.store import Commit, Store
-from node.storage.transaction import Transaction
+from node.storage.transaction import Arrival, Transaction
 from node.work import row_rules, transitions
 from node.work.runtime import Runtime
 from node.work.tables import MESH_NAMESPACE, Status
@@ -456,7 +456,7 @@ class Ownership:
 
         def adopt(tx: Transaction) -> None:
             for row in rows:
-                tx.merge(row)
+                tx.merge(row, Arrival.PUSHED)
 
         await self._store.write(adopt)
         return True
@@ -529,6 +529,8 @@ def _open_steps_of(reader: Reader, *, owners: list[str], offer: Offer, after: tu
     return reader.select(
         "steps",
         f"rank = 0 AND deleted = 0 AND owner IN ({','.join('?' * len(owners))}) "
+        "AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.namespace = steps.namespace AND tasks.key = steps.task_id "
+        "AND tasks.deleted = 1) "
         f"AND agent IN ({','.join('?' * len(agents))}) AND (pin_node IS NULL OR pin_node = ?) AND (hlc, key) > (?, ?)",
         (*owners, *agents, offer.node, *after),
         order="hlc, key",

@@ -28,13 +28,17 @@ INLINE_BYTES_MAX = 512
 """Two such values, a row's metadata and a signature still fit one 1,200-byte datagram with room for other news."""
 
 
-def store_payload(tx: Transaction, namespace: str, content: bytes) -> tuple[bytes | None, str | None]:
-    """Keep `content`; return the (inline, reference) pair that belongs into the row."""
+def store_payload(tx: Transaction, namespace: str, task_id: str, content: bytes) -> tuple[bytes | None, str | None]:
+    """Keep `content` for a task; return the (inline, reference) pair that belongs into the row.
+
+    The same content is stored once in a task, not once in all: a payload goes when its task does, and another task that
+    had begun to refer to it on the other side of a cut would lose it.
+    """
     if len(content) <= INLINE_BYTES_MAX:
         return content, None
-    reference = content_id("blb", content)
+    reference = content_id("blb", task_id.encode(), content)
     if tx.get("payloads", namespace, reference) is None:
-        tx.put("payloads", namespace, reference, {"content": content})
+        tx.put("payloads", namespace, reference, {"content": content, "task_id": task_id})
     return None, reference
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from mesh.tables import Column, Register, Table
+from mesh.tables import Column, Parent, Register, Table
 
 MESH_NAMESPACE = "_mesh"
 """Rows that belong to no tenant. No user namespace can have this name: theirs begin with a letter or digit."""
@@ -86,6 +86,7 @@ STEPS = Table(
         Column("result_ref"),
         Column("last_error"),
     ),
+    Parent("tasks", "task_id"),
 )
 
 HISTORY = Table(
@@ -102,9 +103,12 @@ HISTORY = Table(
         Column("fence"),  # of the lease that the row tells of
         Column("detail"),
     ),
+    Parent("tasks", "task_id"),
 )
 
-PAYLOADS = Table("payloads", Register.IMMUTABLE, (Column("content", "blob"),))
+PAYLOADS = Table(
+    "payloads", Register.IMMUTABLE, (Column("content", "blob"), Column("task_id")), Parent("tasks", "task_id")
+)
 
 PROFILES = Table(
     "profiles",

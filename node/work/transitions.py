@@ -137,7 +137,7 @@ def _create_step(
     base = tx.get("steps", namespace, key)
     if base is not None and not base.deleted and base.integer("task_generation") >= task_generation:
         return  # it came here before its task did, and belongs to the owner that it names
-    inline, reference = store_payload(tx, namespace, step.payload)
+    inline, reference = store_payload(tx, namespace, task_id, step.payload)
     tx.put(
         "steps",
         namespace,
@@ -194,6 +194,9 @@ def claim(
         tx.execute("DELETE FROM queue WHERE step_id = ?", (entry.step_id,))
         return None
     task = tx.get("tasks", step.namespace, step.text("task_id"))
+    if task is not None and task.deleted:
+        tx.execute("DELETE FROM queue WHERE step_id = ?", (entry.step_id,))
+        return None
     if task is not None and is_cancel_requested(task, step):
         _cancel_step(tx, step, me, task)
         return None
@@ -259,11 +262,17 @@ def holds_lease(tx: Reader, claimed: Row, me: str) -> Row | None:
 def _same_lease(tx: Reader, claimed: Row, me: str) -> Row | None:
     """The current row while nobody wrote it since this node claimed it, whatever the cluster epoch is now."""
     current = tx.get("steps", claimed.namespace, claimed.key)
-    if current is None or current.deleted or current.text("owner") != me:
+    if current is None or current.text("owner") != me or is_deleted(tx, current):
         return None
     if Fence.of(current, me) != Fence.of(claimed, me) or step_status(current) is not Status.RUNNING:
         return None
     return current
+
+
+def is_deleted(reader: Reader, step: Row) -> bool:
+    """Whether the step, or its task, was deleted: nothing is written to it any more, so that it can be forgotten."""
+    task = reader.get("tasks", step.namespace, step.text("task_id"))
+    return step.deleted or (task is not None and task.deleted)
 
 
 def finish(
@@ -291,7 +300,7 @@ def finish(
         )
     if outcome.kind == "success":
         try:
-            inline, reference = store_payload(tx, current.namespace, outcome.result)
+            inline, reference = store_payload(tx, current.namespace, current.text("task_id"), outcome.result)
         except LimitError as refusal:
             outcome = Outcome(kind="rejected", error=f"its result cannot be stored: {refusal}")
         else:
@@ -391,7 +400,7 @@ def take_over(
 ) -> Row | None:
     """Become the owner of a step whose owner is gone; None when the row moved since `step` was read."""
     current = tx.get("steps", step.namespace, step.key)
-    if current is None or current.deleted or current.rank or current.text("owner") != step.text("owner"):
+    if current is None or current.rank or current.text("owner") != step.text("owner") or is_deleted(tx, current):
         return None
     if Fence.of(current, "") != Fence.of(step, ""):
         return None
@@ -416,6 +425,8 @@ def recover_own(tx: Transaction, step: Row, *, me: str, current_life: Callable[[
     """After a crash start: a step of ours is marked RUNNING, but the process that ran it has ended."""
     current = tx.get("steps", step.namespace, step.key)
     if current is None or current.text("owner") != me or step_status(current) is not Status.RUNNING:
+        return None
+    if is_deleted(tx, current):
         return None
     lost = [*lost_leases(current), LostLease(me, current.integer("claim_life"))][-LOST_KEPT_MAX:]
     record_lost(tx, current, me=me)
@@ -462,7 +473,9 @@ def hand_over(tx: Transaction, entries: Iterable[Queued], *, me: str, to: str, w
     moved = []
     for entry in entries:
         step = tx.get("steps", entry.namespace, entry.step_id)
-        if step is None or step.deleted or step.text("owner") != me or step_status(step) is Status.RUNNING or step.rank:
+        if step is None or step.text("owner") != me or step_status(step) is Status.RUNNING or step.rank:
+            continue
+        if is_deleted(tx, step):
             continue
         history.record(tx, step, Action.HANDED_OVER, node=me, from_node=me, to=to, why=why)
         moved.append(

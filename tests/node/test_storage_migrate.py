@@ -194,14 +194,14 @@ def test_a_setting_that_does_not_hold_is_noticed(tmp_path, monkeypatch):
         open_connection(tmp_path / "relaymesh.db", "")
 
 
-def test_declared_tables_are_strict_and_have_only_the_two_indexes(connection):
+def test_declared_tables_are_strict_and_have_no_indexes_but_those_of_the_engine(connection):
     table = Table("things", Register.LWW, (Column("a"), Column("order", "int")))
     connection.execute(create_table_sql(table))
 
     assert table_differences(connection, table) == []
     assert " STRICT" in connection.execute("SELECT sql FROM sqlite_master WHERE name = 'things'").get
     indexes = {name for (name,) in connection.execute("SELECT name FROM pragma_index_list('things')")}
-    assert indexes == {"things_key", "things_dot"}
+    assert indexes == {"things_key", "things_dot", "things_deleted"}
     with pytest.raises(apsw.ConstraintError):
         connection.execute(table_sql(table).insert, (*range(7), "node", 1, 1, 1, 1, b"no text", 1, None, "ns", "k"))
 

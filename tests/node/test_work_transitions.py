@@ -543,11 +543,13 @@ async def test_a_higher_cluster_epoch_ends_leases_and_later_writes_carry_it(a):
 
 async def test_small_payloads_stay_in_the_row_and_larger_ones_are_kept_once_by_hash(a):
     small, large = b"s" * INLINE_BYTES_MAX, b"l" * (INLINE_BYTES_MAX + 1)
-    assert await a.write(lambda tx: store_payload(tx, SPACE, small)) == (small, None)
-    inline, reference = await a.write(lambda tx: store_payload(tx, SPACE, large))
+    assert await a.write(lambda tx: store_payload(tx, SPACE, "tsk_1", small)) == (small, None)
+    inline, reference = await a.write(lambda tx: store_payload(tx, SPACE, "tsk_1", large))
     assert inline is None
-    assert await a.write(lambda tx: store_payload(tx, SPACE, large)) == (None, reference)
+    assert await a.write(lambda tx: store_payload(tx, SPACE, "tsk_1", large)) == (None, reference)
     assert len(await a.store.read(lambda reader: reader.select("payloads"))) == 1
+    # Another task has one of its own, which stays when the first task goes.
+    assert await a.write(lambda tx: store_payload(tx, SPACE, "tsk_2", large)) != (None, reference)
 
 
 async def test_a_large_input_reaches_the_handler_and_a_missing_one_says_that_it_is_on_its_way(pair):
@@ -565,7 +567,7 @@ async def test_a_large_input_reaches_the_handler_and_a_missing_one_says_that_it_
 
 async def test_a_payload_beyond_what_a_row_holds_is_refused(a):
     with pytest.raises(LimitError):
-        await a.write(lambda tx: store_payload(tx, SPACE, b"x" * ((16 << 20) + 1)))
+        await a.write(lambda tx: store_payload(tx, SPACE, "tsk_1", b"x" * ((16 << 20) + 1)))
 
 
 async def test_a_preview_is_short_and_readable_whatever_the_bytes(a):

@@ -1,0 +1,64 @@
+"""Deletion: what is deleted does not come back, however late an old copy of it arrives, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from chaos.invariants.mirror import Mirror
+from chaos.invariants.oracle import Dot, dot_of, name_of, told, wins
+from chaos.invariants.promise import Promise
+from chaos.observations import Committed, Rest, Seen
+from mesh.rows import Row
+
+
+class DeletedStaysDeleted(Promise):
+    """A version that is older than a deletion becomes current nowhere that knew of the deletion, forgotten or not.
+
+    At rest a row of a deleted task is there only if it was written after the deletion, as one that replaces it, and
+    nothing is left that belongs to a task which is gone. A database that lost its memory may bring things back until it
+    has heard from a peer.
+    """
+
+    name = "deleted-stays-deleted"
+    hears = (Committed,)
+
+    def __init__(self, mirror: Mirror) -> None:
+        super().__init__(mirror)
+        self._first_ms: dict[Dot, float] = {}
+        """When a version was first seen anywhere."""
+        self._deletions: dict[str, Row] = {}
+        """The greatest tombstone of each task."""
+
+    def see(self, seen: Seen) -> Iterator[str]:
+        """Hold what turns up against what the host knew to be deleted."""
+        assert isinstance(seen, Committed)
+        known = self.mirror.host(seen.host)
+        for change in seen.changes:
+            row = change.after
+            first_ms = self._first_ms.setdefault(dot_of(row), seen.at_ms)
+            task_id = row.key if row.table == "tasks" else row.text("task_id")
+            if row.table == "tasks" and row.deleted:
+                greatest = self._deletions.get(row.key)
+                if greatest is None or wins(row, greatest):
+                    self._deletions[row.key] = row
+            elif change.before is None and task_id in self._deletions and name_of(row) in known.rows:
+                deletion = self._deletions[task_id]
+                if first_ms < self._first_ms[dot_of(deletion)]:
+                    yield f"{seen.host} had forgotten {told(row)}, and has it again; its deletion: {told(deletion)}"
+
+    def judge(self, rest: Rest) -> Iterator[str]:
+        """Look for what came back, and for what was left behind."""
+        for node, replica in rest.replicas.items():
+            for row in replica.rows.values():
+                if row.table == "tasks":
+                    deletion = self._deletions.get(row.key)
+                    if deletion is not None and not row.deleted and self._is_older(row, deletion):
+                        yield f"{node} ended with {told(row)}, though {told(deletion)} deleted it"
+                elif task_id := row.text("task_id"):
+                    task = replica.rows.get(("tasks", row.namespace, task_id))
+                    if task is None and task_id in self._deletions:
+                        yield f"{node} ended with {told(row)}, which belongs to a task that is gone"
+
+    def _is_older(self, row: Row, deletion: Row) -> bool:
+        first_ms = self._first_ms.get(dot_of(row), float("inf"))
+        return first_ms < self._first_ms[dot_of(deletion)] and not wins(row, deletion)

@@ -1,0 +1,159 @@
+"""Learns what all members have seen, so that deleted rows can be forgotten: two looks at everybody's vector.
+
+Promises: nothing is asked while nothing is deleted. Each member looks by itself; what one learns it tells the others,
+who need not look again then. A member that cannot be asked counts with the last vector that it told, which is a lower
+bound; one that never told any holds up the forgetting until it is pruned. `mesh.stability` says why two looks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import msgspec
+import trio
+
+from mesh.errors import RelayMeshError
+from mesh.ids import Address
+from mesh.stability import Look, Stable, look, settle
+from mesh.version_vector import VersionVector
+from node.env import Env
+from node.replication.calls import Caller, decode
+from node.storage.reader import Reader
+from node.storage.store import Commit, Store
+from node.storage.transaction import Transaction
+
+log = logging.getLogger(__name__)
+
+BETWEEN_LOOKS_S = 2.0
+"""What was under way at the first look has arrived by the second, in a mesh that is not cut."""
+ROUND_PAUSE_S = 15.0
+ROUND_PAUSE_MAX_S = 600.0
+"""A round that brought nothing is tried again, less and less often: a member may be away for days."""
+
+
+class VectorRequest(msgspec.Struct, array_like=True):
+    """What have you seen? And here is what we know to be stable."""
+
+    stable: bytes
+
+
+class VectorAnswer(msgspec.Struct, array_like=True):
+    """What is durable here, and what we know to be stable."""
+
+    vector: bytes
+    stable: bytes
+
+
+async def serve_vector(store: Store, body: bytes) -> bytes:
+    """Take in what a peer knows, and tell it what we have seen."""
+    await store.adopt(Stable.from_wire(decode(body, VectorRequest).stable))
+    return msgspec.msgpack.encode(VectorAnswer(store.vector.to_wire(), store.stable.to_wire()))
+
+
+class StabilityRounds:
+    """Looks at everybody's vector for as long as there are tombstones."""
+
+    def __init__(
+        self,
+        env: Env,
+        store: Store,
+        calls: Caller,
+        *,
+        members: Callable[[], Mapping[str, Address | None]],
+        pause_s: float = ROUND_PAUSE_S,
+    ) -> None:
+        """`members` gives the other members that were not pruned, with their address, or None for one not to be asked.
+
+        A round begins `pause_s` after the first deletion, give or take a half.
+        """
+        self._env = env
+        self._store = store
+        self._calls = calls
+        self._members = members
+        self._pause_s = pause_s
+        self._wake = trio.Event()
+        self._first: Look | None = None
+        self.rounds_total = 0
+        store.on_commit(self._on_commit)
+
+    def _on_commit(self, commit: Commit) -> None:
+        if any(change.after.deleted for change in commit.changes):
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Look whenever there is something to forget, until cancelled."""
+        pause_s = self._pause_s
+        while True:
+            if not self._store.has_tombstones:
+                pause_s = self._pause_s
+                await self._wake.wait()
+            self._wake = trio.Event()
+            # A half to one and a half: members that hear of a deletion together do not all look.
+            await self._env.clock.sleep(pause_s * (0.5 + self._env.rng.random()))
+            if not self._store.has_tombstones:
+                continue
+            try:
+                grew = await self.round()
+            except RelayMeshError as error:
+                log.info("cannot learn what all members have seen: %s", error)
+                grew = False
+            pause_s = self._pause_s if grew else min(2 * pause_s, max(self._pause_s, ROUND_PAUSE_MAX_S))
+
+    async def round(self) -> bool:
+        """Two looks, the first of which may be an earlier round's second. True when more is stable than before."""
+        self.rounds_total += 1
+        if self._first is None:
+            self._first = await self._look()
+            await self._env.clock.sleep(BETWEEN_LOOKS_S)
+        first, second = self._first, await self._look()
+        self._first = second
+        if first is None or second is None:
+            return False
+        known = self._store.stable
+        found = settle(known, first, second)
+        if known.includes(found):
+            return False
+        await self._store.adopt(found)
+        await self._ask_all()  # whoever hears of it need not look
+        return True
+
+    async def _look(self) -> Look | None:
+        told = await self._ask_all()
+        remembered = await self._store.read(_remembered)
+        vectors: dict[str, VersionVector | None] = {
+            node: told.get(node, remembered.get(node)) for node in self._members()
+        }
+        changed = {node: vector for node, vector in told.items() if remembered.get(node) != vector}
+        if changed:
+            await self._store.write(partial(_remember, vectors=changed))
+        return look([self._store.vector.copy(), *vectors.values()])
+
+    async def _ask_all(self) -> dict[str, VersionVector]:
+        told: dict[str, VersionVector] = {}
+        body = msgspec.msgpack.encode(VectorRequest(self._store.stable.to_wire()))
+
+        async def ask(node: str, address: Address) -> None:
+            try:
+                answer = decode(await self._calls.call(address, "vector", body, expect=node), VectorAnswer)
+                told[node] = VersionVector.from_wire(answer.vector)
+                await self._store.adopt(Stable.from_wire(answer.stable))
+            except RelayMeshError as error:
+                log.info("cannot ask %s what it has seen: %s", node, error)
+
+        async with trio.open_nursery() as nursery:
+            for node, address in self._members().items():
+                if address is not None:
+                    nursery.start_soon(ask, node, address)
+        return told
+
+
+def _remembered(reader: Reader) -> dict[str, VersionVector]:
+    found = reader.sql("SELECT node_id, vector FROM replicas ORDER BY node_id")
+    return {str(node): VersionVector.from_wire(vector) for node, vector in found}
+
+
+def _remember(tx: Transaction, *, vectors: Mapping[str, VersionVector]) -> None:
+    for node, vector in vectors.items():
+        tx.execute("INSERT OR REPLACE INTO replicas VALUES (?, ?)", (node, vector.to_wire()))

@@ -1,0 +1,174 @@
+"""How long tasks are kept after their end, and who deletes them then.
+
+Deleting a task writes one tombstone, of the task; its steps, history and payloads go with it once every member has seen
+that (`mesh.stability`). Only ended tasks are deleted. A replay elsewhere, before it was heard of, wins over a deletion:
+it opens a higher generation.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from mesh.errors import RelayMeshError
+from mesh.placement import rendezvous
+from mesh.rows import Row
+from node.env import Env
+from node.storage.reader import Reader
+from node.storage.store import Store
+from node.storage.transaction import Transaction
+from node.work.status import task_status
+from node.work.tables import Status
+from node.work.transitions import task_steps
+
+log = logging.getLogger(__name__)
+
+PAGE_TASKS_MAX = 200
+PURGE_TASKS_MAX = 1_000
+"""Deleted in one go; whoever wants more gone asks again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How long to keep tasks after their end, in milliseconds; None for ever."""
+
+    done_ms: int | None
+    """Those that succeeded or were cancelled."""
+    dead_ms: int | None
+    """Dead letters."""
+
+    def of(self, status: Status) -> int | None:
+        """How long a task that ended so is kept; None for ever, and for one that has not ended."""
+        if not status.is_terminal:
+            return None
+        return self.dead_ms if status is Status.DEAD_LETTER else self.done_ms
+
+    @property
+    def shortest_ms(self) -> int | None:
+        """No task that was made more recently than this can be due."""
+        kept = [ms for ms in (self.done_ms, self.dead_ms) if ms is not None]
+        return min(kept, default=None)
+
+
+@dataclass(slots=True)
+class Purged:
+    """How many tasks were deleted."""
+
+    done: int = 0
+    dead: int = 0
+
+
+def purge(tx: Transaction, tasks: list[Row], retention: Retention, purged: Purged) -> None:
+    """Delete those of these tasks that are still due."""
+    for task in tasks:
+        current = tx.get("tasks", task.namespace, task.key)
+        if current is None or current.deleted:
+            continue
+        status = _due(tx, current, retention, tx.now_ms)
+        if status is not None:
+            tx.put("tasks", current.namespace, current.key, {}, deleted=True)
+            if status is Status.DEAD_LETTER:
+                purged.dead += 1
+            else:
+                purged.done += 1
+
+
+def due_tasks(
+    reader: Reader, retention: Retention, *, now_ms: int, namespace: str | None, is_mine: Callable[[str], bool]
+) -> list[Row]:
+    """Tasks whose time is over, oldest first, at most PURGE_TASKS_MAX."""
+    if retention.shortest_ms is None:
+        return []
+    before = max(0, now_ms - retention.shortest_ms) << 16
+    found: list[Row] = []
+    for space in [namespace] if namespace is not None else _namespaces(reader):
+        after = (-1, "")
+        while len(found) < PURGE_TASKS_MAX:
+            page = reader.select(
+                "tasks",
+                "namespace = ? AND deleted = 0 AND created_hlc <= ? AND (created_hlc, key) > (?, ?)",
+                (space, before, *after),
+                order="created_hlc, key",
+                limit=PAGE_TASKS_MAX,
+            )
+            found += [task for task in page if is_mine(task.key) and _due(reader, task, retention, now_ms) is not None]
+            if len(page) < PAGE_TASKS_MAX:
+                break
+            after = (page[-1].integer("created_hlc"), page[-1].key)
+    return found[:PURGE_TASKS_MAX]
+
+
+def _namespaces(reader: Reader) -> list[str]:
+    return [str(name) for (name,) in reader.sql("SELECT DISTINCT namespace FROM tasks ORDER BY 1")]
+
+
+def _due(reader: Reader, task: Row, retention: Retention, now_ms: int) -> Status | None:
+    """The status of a task whose time is over; None when it is to be kept."""
+    steps = task_steps(reader, task.namespace, task.key)
+    if len(steps) < task.integer("step_count"):
+        return None  # some have not arrived yet
+    status = task_status(steps)
+    kept_ms = retention.of(status)
+    # Stamps may run ahead of this host's clock, and then the task is kept a little longer.
+    ended_ms = max((step.hlc >> 16 for step in steps), default=0)
+    return status if kept_ms is not None and ended_ms + kept_ms <= now_ms else None
+
+
+class Purger:
+    """Deletes what is due, each member its share. A task is deleted once, by whoever stands first for it."""
+
+    def __init__(
+        self,
+        env: Env,
+        store: Store,
+        *,
+        me: str,
+        alive: Callable[[], list[str]],
+        may_write: Callable[[], bool],
+        retention: Retention,
+        every_s: float,
+    ) -> None:
+        """`alive` names the living members, this one included. Nothing is deleted while `may_write` says no."""
+        self._env = env
+        self._store = store
+        self._me = me
+        self._alive = alive
+        self._may_write = may_write
+        self._retention = retention
+        self._every_s = every_s
+        self.purged = Purged()
+
+    async def run(self) -> None:
+        """Delete now and then, until cancelled."""
+        if self._retention.shortest_ms is None:
+            return
+        while True:
+            await self._env.clock.sleep(self._every_s * (0.5 + self._env.rng.random()))
+            try:
+                if self._may_write():
+                    await self.purge(self._retention, is_mine=self._is_mine)
+            except RelayMeshError as error:
+                log.warning("cannot delete old tasks now: %s", error)
+
+    def _is_mine(self, task_id: str) -> bool:
+        return rendezvous(task_id, self._alive())[:1] == [self._me]
+
+    async def purge(
+        self, retention: Retention, *, namespace: str | None = None, is_mine: Callable[[str], bool] = lambda _: True
+    ) -> Purged:
+        """Delete what is due by this rule, at most PURGE_TASKS_MAX tasks; returns how many went."""
+        now_ms = self._store.physical_ms()
+        tasks = await self._store.read(
+            partial(due_tasks, retention=retention, now_ms=now_ms, namespace=namespace, is_mine=is_mine)
+        )
+        purged = Purged()
+        for start in range(0, len(tasks), PAGE_TASKS_MAX):
+            part, page = Purged(), tasks[start : start + PAGE_TASKS_MAX]
+            await self._store.write(partial(purge, tasks=page, retention=retention, purged=part))
+            purged.done += part.done
+            purged.dead += part.dead
+        self.purged.done += purged.done
+        self.purged.dead += purged.dead
+        return purged
