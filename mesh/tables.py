@@ -6,7 +6,7 @@ The engine knows nothing else about a table. Every row also has a namespace, a t
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -35,15 +35,22 @@ class Column:
 
     name: str
     kind: ColumnKind = "text"
+    since: int = 1
+    """The schema version (the newest migration) of the first release that declares it: a way back leads past it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A replicated table's declaration. Adding a column later is a migration; older nodes pass it on unread."""
+    """A replicated table's declaration. Adding a column later is a migration; older nodes pass it on unread.
+
+    A release that adds a table or a column also adds a migration, if only an empty one, and names it in `since`.
+    """
 
     name: str
     register: Register
     columns: tuple[Column, ...]
+    since: int = 1
+    """The schema version of the first release that declares it."""
     kinds: Mapping[str, ColumnKind] = field(init=False, repr=False, compare=False)
     """The kind of each column by name, made once: every write and merge looks here."""
 
@@ -51,6 +58,16 @@ class Table:
         object.__setattr__(self, "kinds", {column.name: column.kind for column in self.columns})
         assert len(self.kinds) == len(self.columns), f"table {self.name} declares a column twice"
 
+    def at(self, schema: int) -> Table:
+        """The table as a release of this schema version declares it."""
+        assert self.since <= schema, (self.name, schema)
+        return Table(self.name, self.register, tuple(c for c in self.columns if c.since <= schema), self.since)
+
     def column_names(self) -> tuple[str, ...]:
         """The declared column names, in declaration order."""
         return tuple(column.name for column in self.columns)
+
+
+def declared_at(tables: Sequence[Table], schema: int) -> tuple[Table, ...]:
+    """These declarations as a release of this schema version has them: without what came later."""
+    return tuple(table.at(schema) for table in tables if table.since <= schema)

@@ -23,6 +23,7 @@ from mesh.ids import Address, make_life
 from mesh.membership import Status
 from mesh.placement import Offer
 from mesh.profiles import Profile
+from mesh.protocol import this_release
 from mesh.sealing import KeyRing
 from node.env import DatagramSocket, Env, PeerIdentity
 from node.gossip_loop import GossipLoop
@@ -82,11 +83,13 @@ class Node:
         self.env = env
         self.spec = spec
         self.store = Store(env, WORK_TABLES, node_id=spec.node_id, path=env.disk.root / "relaymesh.db")
-        self.calls = RpcPool(env.net, spec.identity.certificate.cluster)
+        self.speaks = this_release(self.store.schema, spec.version)
+        cluster = spec.identity.certificate.cluster
+        self.calls = RpcPool(env.net, cluster, speaks=self.speaks)
         # Pulls have a pool of their own: a peer's `sync` makes us pull from it while it waits for our answer. So have
         # probes: whether a node lives must not wait behind slow calls.
-        self.data_calls = RpcPool(env.net, spec.identity.certificate.cluster)
-        self.probe_calls = RpcPool(env.net, spec.identity.certificate.cluster)
+        self.data_calls = RpcPool(env.net, cluster, speaks=self.speaks)
+        self.probe_calls = RpcPool(env.net, cluster, speaks=self.speaks)
         self._authority = Authority(spec.identity.ca_public_key)
         self.identity_conflict: str | None = None
         self.bundles_dropped = 0
@@ -113,7 +116,8 @@ class Node:
             await committing.start(self.store.run)
             await self._assemble(socket)
             async with trio.open_nursery() as nursery:
-                self.server = RpcServer(self._verbs(admin), cluster=self.spec.identity.certificate.cluster)
+                cluster = self.spec.identity.certificate.cluster
+                self.server = RpcServer(self._verbs(admin), cluster=cluster, speaks=self.speaks)
                 await serve(self.server)
                 for service in (
                     self.calls.run,
@@ -156,6 +160,7 @@ class Node:
             seeds=spec.seeds,
             known=known,
             encrypt=spec.settings.gossip_encryption,
+            speaks=self.speaks,
             effective=EffectiveState(
                 suspect_recover_min_s=spec.settings.suspect_recover_min_ms / 1000,
                 dead_recover_min_s=spec.settings.dead_recover_min_ms / 1000,
@@ -345,7 +350,8 @@ class Node:
         if address is None:
             return None
         try:
-            result = await verification.verify(self.store, self.data_calls, peer, address)
+            schema = self.loop.schema_with(peer)
+            result = await verification.verify(self.store, self.data_calls, peer, address, schema=schema)
         except RelayMeshError as error:
             log.info("cannot compare replicas with %s: %s", peer, error)
             return None
