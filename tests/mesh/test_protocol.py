@@ -28,6 +28,7 @@ def test_two_members_use_the_highest_version_that_both_speak_whoever_asks(a: Spe
 
 def test_this_release_still_speaks_with_one_that_does_not_say_what_it_speaks() -> None:
     assert common(this_release(), SILENT) == 1
+    assert Speaks(1, 1, 3, "") == SILENT
     assert (OLDEST, NEWEST) == (1, 2)
 
 
