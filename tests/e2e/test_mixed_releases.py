@@ -1,0 +1,111 @@
+"""Nodes of the last release, of this one and of the next in one mesh: none harms, loses or holds up what others do."""
+
+import sys
+import zipfile
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+import pytest
+
+from chaos.real.processes import Release, node_command, source_path
+from mesh.protocol import NEWEST, OLDEST
+from node.storage.database import open_connection
+from node.storage.migrate import load_migrations
+from node.storage.schema_changes import roll_back
+from node.work.tables import WORK_TABLES
+
+HERE = Path(__file__).parent
+(WHEEL,) = (HERE.parent / "releases").glob("*.whl")
+LAST_RELEASE = WHEEL.name.split("-")[1]
+TOMORROW = Release(source_path(), (sys.executable, str(HERE / "node_of_tomorrow.py")))
+
+
+@pytest.fixture(scope="session")
+def last_release(tmp_path_factory) -> Release:
+    folder = tmp_path_factory.mktemp("release")
+    with zipfile.ZipFile(WHEEL) as wheel:
+        wheel.extractall(folder)
+    return Release(str(folder), tuple(node_command()))
+
+
+def kept_schema() -> int:
+    with zipfile.ZipFile(WHEEL) as wheel:
+        return sum(name.startswith("node/storage/migrations/0") for name in wheel.namelist())
+
+
+def submit_for(mesh, node: str, runner: str) -> str:
+    """A task submitted to one node that only another may run."""
+    return mesh.submit_workflow(node, {"id": "step", "agent": "work", "input": "{}", "node": runner})
+
+
+def assert_equal_replicas(mesh, *nodes: str) -> None:
+    """Compared by each of these nodes with every other."""
+    for node in nodes:
+        verified = mesh.cluster.admin(node, "maintenance")["verified"]
+        assert [(each["compared"], each["differingRanges"]) for each in verified] == [(True, 0)] * (len(nodes) - 1)
+
+
+@pytest.mark.slow
+def test_two_releases_are_one_mesh_and_a_node_goes_to_the_new_one_and_back(make_mesh, last_release):
+    with make_mesh("old", "new", "third", start=False) as mesh:
+        mesh.cluster.releases = {"old": last_release, "third": last_release}
+        mesh.cluster.start()
+        mesh.mend()
+        crossed = [submit_for(mesh, "old", "new"), submit_for(mesh, "new", "old")]
+        for task_id in crossed:
+            mesh.wait_everywhere(task_id, "SUCCESS")
+        assert [mesh.step("third", task_id)["owner"] for task_id in crossed] == ["new", "old"]
+        mesh.wait_agreed(*crossed)
+        assert_equal_replicas(mesh, "old", "new", "third")
+        seen = {member["nodeId"]: member for member in mesh.cluster.admin("new", "members")}
+        assert (seen["old"]["release"], seen["old"]["protocol"]) == (LAST_RELEASE, "1")
+        assert (seen["new"]["protocol"], seen["old"]["protocolProblem"]) == (f"{OLDEST} to {NEWEST}", None)
+        version = mesh.cluster.admin("new", "version")
+        assert (version["protocolOfAll"], version["schemaVersion"]) == (1, load_migrations()[-1].version)
+
+        mesh.cluster.terminate("old")
+        del mesh.cluster.releases["old"]
+        mesh.cluster.start("old")
+        mesh.mend()
+        crossed.append(submit_for(mesh, "old", "third"))
+        mesh.wait_everywhere(crossed[-1], "SUCCESS")
+
+        mesh.cluster.terminate("old")
+        with closing(open_connection(mesh.cluster.nodes["old"].root / "relaymesh.db", "")) as database:
+            database.execute("BEGIN IMMEDIATE")
+            roll_back(database, WORK_TABLES, load_migrations(), to_version=kept_schema(), now_ms=0)
+            database.execute("COMMIT")
+        mesh.cluster.releases["old"] = last_release
+        mesh.cluster.start("old")
+        mesh.mend()
+        crossed.append(submit_for(mesh, "new", "old"))
+        mesh.wait_everywhere(crossed[-1], "SUCCESS")
+        mesh.wait_agreed(*crossed)
+        assert_equal_replicas(mesh, "old", "new", "third")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("middle", ["this release", "the last release"])
+def test_what_only_a_newer_release_knows_survives_a_pass_through_an_older_one(make_mesh, last_release, middle):
+    with make_mesh("from", "through", "to", start=False) as mesh:
+        mesh.cluster.releases = {"from": TOMORROW, "to": TOMORROW}
+        if middle == "the last release":
+            mesh.cluster.releases["through"] = last_release
+        mesh.cluster.start("from", "through")
+        task_id = mesh.submit("from", "work", {})
+        mesh.wait_task("through", task_id, "SUCCESS")
+        mesh.wait_agreed(task_id)
+        if middle == "this release":
+            assert_equal_replicas(mesh, "from", "through")
+            protocols = {m["nodeId"]: m["protocol"] for m in mesh.cluster.admin("through", "members")}
+            assert protocols["from"] == f"{OLDEST} to {NEWEST + 1}"
+        mesh.cluster.kill("from")
+
+        mesh.cluster.start("to")
+        mesh.wait_task("to", task_id, "SUCCESS")
+        mesh.wait_agreed(task_id)
+        mesh.cluster.terminate("to")
+        with closing(apsw.Connection(str(mesh.cluster.nodes["to"].root / "relaymesh.db"))) as database:
+            assert list(database.execute("SELECT key, mood FROM tasks")) == [(task_id, "sunny")]
+            assert list(database.execute("SELECT key, entry FROM diary")) == [(task_id, "a task came")]
