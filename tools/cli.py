@@ -26,7 +26,7 @@ from mesh.errors import (
 )
 from mesh.protocol import this_release
 from node.streams.rpc_messages import error_code
-from tools import chaos_commands, mesh_commands, node_commands, work_commands
+from tools import chaos_commands, mesh_commands, node_commands, upgrade_commands, work_commands
 from tools.output import escape, print_json
 from tools.session import (
     EXIT_CONFLICT,
@@ -185,6 +185,7 @@ def _bench(ctx: typer.Context) -> int:
 
 work_commands.register(app)
 node_commands.register(app)
+upgrade_commands.register(app)
 app.add_typer(mesh_commands.mesh_app, name="mesh")
 app.add_typer(chaos_commands.chaos_app, name="chaos")
 command(app, "demo", panel="Try")(_demo)

@@ -1,5 +1,6 @@
 """Nodes of the last release, of this one and of the next in one mesh: none harms, loses or holds up what others do."""
 
+import json
 import sys
 import zipfile
 from contextlib import closing
@@ -83,6 +84,25 @@ def test_two_releases_are_one_mesh_and_a_node_goes_to_the_new_one_and_back(make_
         mesh.wait_everywhere(crossed[-1], "SUCCESS")
         mesh.wait_agreed(*crossed)
         assert_equal_replicas(mesh, "old", "new", "third")
+
+
+@pytest.mark.slow
+def test_an_upgrade_and_the_way_back_are_rehearsed_beside_a_running_node(make_mesh, last_release, relaymesh, tmp_path):
+    with make_mesh("a", "b", start=False) as mesh:
+        mesh.cluster.releases = {"a": last_release, "b": last_release}
+        mesh.cluster.start()
+        mesh.mend()
+        task_id = mesh.submit("a", "work", {"seconds": 60})
+        mesh.wait_owned("b", task_id, "a")
+
+        root = mesh.cluster.nodes["a"].root
+        ran = relaymesh("upgrade-rehearsal", "--root", root, "--out", tmp_path / "out", "--wheel", WHEEL, "--json")
+        report = json.loads(ran.stdout)
+        assert (ran.returncode, report["ok"], report["problems"]) == (0, True, []), ran.stderr
+        assert (report["nodeWasRunning"], report["previousRelease"]) == (True, LAST_RELEASE)
+        assert [step["ok"] for step in report["steps"]] == [True] * 6
+        assert mesh.statuses("b") == {"a": "ALIVE", "b": "ALIVE"}
+        assert mesh.step("b", task_id)["owner"] == "a"
 
 
 @pytest.mark.slow
