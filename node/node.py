@@ -25,6 +25,7 @@ from mesh.placement import Offer
 from mesh.profiles import Profile
 from mesh.protocol import this_release
 from mesh.sealing import KeyRing
+from mesh.tables import Table
 from node.env import DatagramSocket, Env, PeerIdentity
 from node.gossip_loop import GossipLoop
 from node.replication import verify as verification
@@ -32,6 +33,7 @@ from node.replication.calls import decode
 from node.replication.pull import Puller, serve_pull
 from node.replication.push import Push
 from node.settings import Settings
+from node.storage.migrate import Migration
 from node.storage.store import Commit, Store
 from node.storage.transaction import Transaction
 from node.streams.rpc import RpcPool, RpcServer, Verb
@@ -79,10 +81,19 @@ class Node:
     `open`, then `run`; cancel `run` for a crash, or `stop` first for a graceful end.
     """
 
-    def __init__(self, env: Env, spec: NodeSpec) -> None:
+    def __init__(
+        self,
+        env: Env,
+        spec: NodeSpec,
+        *,
+        tables: Sequence[Table] = WORK_TABLES,
+        migrations: Sequence[Migration] | None = None,
+    ) -> None:
+        """Other `tables` and `migrations` than this release's are a newer one's, which knows all of these and more."""
         self.env = env
         self.spec = spec
-        self.store = Store(env, WORK_TABLES, node_id=spec.node_id, path=env.disk.root / "relaymesh.db")
+        path = env.disk.root / "relaymesh.db"
+        self.store = Store(env, tables, node_id=spec.node_id, path=path, migrations=migrations)
         self.speaks = this_release(self.store.schema, spec.version)
         cluster = spec.identity.certificate.cluster
         self.calls = RpcPool(env.net, cluster, speaks=self.speaks)

@@ -31,6 +31,8 @@ from chaos.simulation.vfs import SimulatedVfs, installed_vfs
 from chaos.simulation.workload import Workload
 from chaos.simulation.world import World, captured_logs
 from chaos.timeline import TimelineKeeper
+from mesh.replica import REASON_UNKNOWN_TABLE
+from mesh.row_codec import CHUNK_LIMITS, decode_rows
 from mesh.rows import Row
 from node.storage.reader import Reader
 from node.work.status import task_status
@@ -279,9 +281,10 @@ def _view(host: Host) -> str:
 async def _replica(host: Host) -> Replica:
     node = host.node
     assert node is not None, "it runs"
-    rows, vector, sums, quarantine, queued = await host.read(
+    rows, handed_on, vector, sums, quarantine, queued = await host.read(
         lambda reader: (
             {(row.table, row.namespace, row.key): row for table in WORK_TABLES for row in reader.select(table.name)},
+            _handed_on(reader),
             reader.vector(),
             reader.sums(),
             reader.sql("SELECT table_name, namespace, key, reason, detail FROM quarantine ORDER BY 1, 2, 3"),
@@ -289,7 +292,14 @@ async def _replica(host: Host) -> Replica:
         )
     )
     members = {member.node_id: member.status.value for member in node.gossip.members.all()}
+    rows |= {(row.table, row.namespace, row.key): row for row in handed_on}
     return Replica(rows=rows, vector=vector, sums=sums, quarantine=quarantine, queued=queued, members=members)
+
+
+def _handed_on(reader: Reader) -> list[Row]:
+    """Rows of tables that this release does not know: it keeps and passes them on."""
+    found = reader.sql("SELECT row FROM quarantine WHERE reason = ? ORDER BY seq", (REASON_UNKNOWN_TABLE,))
+    return [row for (data,) in found for row in decode_rows(data, limits=CHUNK_LIMITS)]
 
 
 def play(
