@@ -17,6 +17,7 @@ import trio
 
 from chaos.coverage import Coverage
 from chaos.invariants import Judge
+from chaos.invariants.oracle import name_of, wins
 from chaos.observations import Healed, Replica, Rest, Settled
 from chaos.runs import RunResult, Violation
 from chaos.scenario import Fault, Scenario
@@ -292,12 +293,15 @@ async def _replica(host: Host) -> Replica:
         )
     )
     members = {member.node_id: member.status.value for member in node.gossip.members.all()}
-    rows |= {(row.table, row.namespace, row.key): row for row in handed_on}
+    for row in handed_on:
+        name = name_of(row)
+        if name not in rows or wins(row, rows[name]):
+            rows[name] = row
     return Replica(rows=rows, vector=vector, sums=sums, quarantine=quarantine, queued=queued, members=members)
 
 
 def _handed_on(reader: Reader) -> list[Row]:
-    """Rows of tables that this release does not know: it keeps and passes them on."""
+    """Versions of rows of tables that this release does not know: it keeps and passes on all, and cannot judge them."""
     found = reader.sql("SELECT row FROM quarantine WHERE reason = ? ORDER BY seq", (REASON_UNKNOWN_TABLE,))
     return [row for (data,) in found for row in decode_rows(data, limits=CHUNK_LIMITS)]
 

@@ -137,7 +137,7 @@ COMMANDS = (
     ),
     *("agents", "members", "mesh-summary", "health", "stats", "metrics"),
     *("ownership-events", "lease-conflicts", "cluster-state"),
-    *("cluster-epoch-bump", "mesh-recover", "maintenance", "version", "demo"),
+    *("cluster-epoch-bump", "mesh-recover", "maintenance", "upgrade-rehearsal", "version", "demo"),
 )
 
 
