@@ -11,10 +11,12 @@ import pytest
 
 from chaos.real.processes import Release, node_command, source_path
 from mesh.protocol import NEWEST, OLDEST
+from mesh.tables import declared_at
 from node.storage.database import open_connection
-from node.storage.migrate import load_migrations
-from node.storage.schema_changes import roll_back
+from node.storage.migrate import applied_version, load_migrations
+from node.storage.schema_changes import roll_back, upgrade
 from node.work.tables import WORK_TABLES
+from tools.replica_check import check_replica
 
 HERE = Path(__file__).parent
 (WHEEL,) = (HERE.parent / "releases").glob("*.whl")
@@ -49,16 +51,16 @@ def assert_equal_replicas(mesh, *nodes: str) -> None:
 
 @pytest.mark.slow
 def test_two_releases_are_one_mesh_and_a_node_goes_to_the_new_one_and_back(make_mesh, last_release):
-    with make_mesh("old", "new", "third", start=False) as mesh:
-        mesh.cluster.releases = {"old": last_release, "third": last_release}
+    with make_mesh("old", "new", start=False) as mesh:
+        mesh.cluster.releases = {"old": last_release}
         mesh.cluster.start()
         mesh.mend()
         crossed = [submit_for(mesh, "old", "new"), submit_for(mesh, "new", "old")]
         for task_id in crossed:
             mesh.wait_everywhere(task_id, "SUCCESS")
-        assert [mesh.step("third", task_id)["owner"] for task_id in crossed] == ["new", "old"]
+        assert [mesh.step("old", task_id)["owner"] for task_id in crossed] == ["new", "old"]
         mesh.wait_agreed(*crossed)
-        assert_equal_replicas(mesh, "old", "new", "third")
+        assert_equal_replicas(mesh, "old", "new")
         seen = {member["nodeId"]: member for member in mesh.cluster.admin("new", "members")}
         assert (seen["old"]["release"], seen["old"]["protocol"]) == (LAST_RELEASE, "1")
         assert (seen["new"]["protocol"], seen["old"]["protocolProblem"]) == (f"{OLDEST} to {NEWEST}", None)
@@ -69,21 +71,58 @@ def test_two_releases_are_one_mesh_and_a_node_goes_to_the_new_one_and_back(make_
         del mesh.cluster.releases["old"]
         mesh.cluster.start("old")
         mesh.mend()
-        crossed.append(submit_for(mesh, "old", "third"))
+        crossed.append(submit_for(mesh, "old", "new"))
         mesh.wait_everywhere(crossed[-1], "SUCCESS")
 
         mesh.cluster.terminate("old")
-        with closing(open_connection(mesh.cluster.nodes["old"].root / "relaymesh.db", "")) as database:
-            database.execute("BEGIN IMMEDIATE")
-            roll_back(database, WORK_TABLES, load_migrations(), to_version=kept_schema(), now_ms=0)
-            database.execute("COMMIT")
+        change_schema(mesh.cluster.nodes["old"].root / "relaymesh.db", kept_schema())
         mesh.cluster.releases["old"] = last_release
         mesh.cluster.start("old")
         mesh.mend()
         crossed.append(submit_for(mesh, "new", "old"))
         mesh.wait_everywhere(crossed[-1], "SUCCESS")
         mesh.wait_agreed(*crossed)
-        assert_equal_replicas(mesh, "old", "new", "third")
+        assert_equal_replicas(mesh, "old", "new")
+
+
+def change_schema(path: Path, *versions: int) -> None:
+    """Lead a database to each of these schemas in turn, by all migrations between."""
+    with closing(open_connection(path, "")) as database:
+        for version in versions:
+            database.execute("BEGIN IMMEDIATE")
+            upgrade(database, WORK_TABLES, load_migrations(), now_ms=0)
+            roll_back(database, WORK_TABLES, load_migrations(), to_version=version, now_ms=0)
+            database.execute("COMMIT")
+            assert applied_version(database) == version
+
+
+@pytest.mark.slow
+def test_all_migrations_go_down_and_up_on_a_database_in_which_the_last_release_worked(make_mesh, last_release):
+    with make_mesh("a", start=False) as mesh:
+        mesh.cluster.releases = {"a": last_release}
+        mesh.cluster.start()
+        done = mesh.submit("a", "work", {})
+        mesh.wait_task("a", done, "SUCCESS")
+        waiting = submit_for(mesh, "a", "elsewhere")
+        large = mesh.submit("a", "echo", "x" * 100_000)
+        mesh.wait_task("a", large, "SUCCESS")
+        mesh.cluster.kill("a")
+
+        path = mesh.cluster.nodes["a"].root / "relaymesh.db"
+        with closing(open_connection(path, "")) as database:
+            before = check_replica(database, declared_at(WORK_TABLES, kept_schema()))
+        change_schema(path, 1, kept_schema(), 2, kept_schema())
+        with closing(open_connection(path, "")) as database:
+            after = check_replica(database, declared_at(WORK_TABLES, kept_schema()))
+        assert (after, before.problems) == (before, [])
+        assert before.rows["payloads"] > 0
+
+        mesh.cluster.start("a")
+        assert [mesh.task("a", task)["status"] for task in (done, waiting, large)] == ["SUCCESS", "PENDING", "SUCCESS"]
+        del mesh.cluster.releases["a"]
+        mesh.cluster.terminate("a")
+        mesh.cluster.start("a")
+        mesh.wait_task("a", mesh.submit("a", "work", {}), "SUCCESS")
 
 
 @pytest.mark.slow
