@@ -161,7 +161,7 @@ class GossipLoop:
             return
         if self._strangers.get(node_id) != member.life:
             self._strangers[node_id] = member.life
-            log.error("no streams with %s", refusal(self._gossip.members.own.speaks, member.speaks, node_id))
+            log.error("cannot talk to a member: %s", refusal(self._gossip.members.own.speaks, member.speaks, node_id))
 
     def _note_refused(self, effect: PacketRefused) -> None:
         self.refused[effect.reason] += 1

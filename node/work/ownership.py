@@ -81,7 +81,7 @@ class MeshView(Protocol):
         ...
 
 
-class OfferRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+class OfferRequest(msgspec.Struct, array_like=True):
     """`offer`: will you own these steps? The answer is the number that is accepted, first ones first."""
 
     rows: bytes
