@@ -81,6 +81,9 @@ class Report(msgspec.Struct, rename="camel", kw_only=True):
     to_schema: int = 0
     back_to_schema: int = 0
     changes: Changes = msgspec.field(default_factory=Changes)
+    upgrade_ms: int = 0
+    """What the migration itself took: so much longer the first start of the new release takes."""
+    roll_back_ms: int = 0
     bytes: Sizes = msgspec.field(default_factory=Sizes)
     rows: dict[str, int] = {}
     rows_aside: int = 0
@@ -243,9 +246,11 @@ class _Rehearsal:
         report, migrations = self.report, load_migrations()
         with _opened(database) as connection:
             columns = {table.name: stored_columns(connection, table.name) for table in WORK_TABLES}
+            began = time.monotonic()
             connection.execute("BEGIN IMMEDIATE")
             upgrade(connection, WORK_TABLES, migrations, now_ms=int(time.time() * 1000))
             connection.execute("COMMIT")
+            report.upgrade_ms = round((time.monotonic() - began) * 1000)
             report.changes = Changes(
                 [f"{each.version} {each.description}" for each in migrations if each.version > report.from_schema],
                 [name for name, stored in columns.items() if not stored],
@@ -259,22 +264,25 @@ class _Rehearsal:
             after = check_replica(connection, WORK_TABLES)
             self._expect(step, [*after.problems, *_differences(self.before, after)])
         report.bytes.upgraded = database.stat().st_size
-        step.detail = f"schema {report.to_schema}, {_named(report.changes)}, equal sums"
+        step.detail = f"schema {report.to_schema} in {report.upgrade_ms} ms, {_named(report.changes)}, equal sums"
 
     def _roll_back(self, database: Path, step: Step) -> None:
         report, migrations = self.report, load_migrations()
         target = report.back_to_schema
         with _opened(database) as connection:
+            began = time.monotonic()
             connection.execute("BEGIN IMMEDIATE")
             roll_back(connection, WORK_TABLES, migrations, to_version=target, now_ms=int(time.time() * 1000))
             connection.execute("COMMIT")
+            report.roll_back_ms = round((time.monotonic() - began) * 1000)
             back = check_replica(connection, _tables(target))
             # Rows of tables that the older release does not know went aside.
             known = [table.name for table in _tables(target)]
             expected = {name: count for name, count in self.before.rows.items() if name in known}
             self._expect(step, [*back.problems, *_differences(ReplicaCheck(expected, self.sums_back), back)])
         report.bytes.rolled_back = database.stat().st_size
-        step.detail = f"schema {target}, {back.aside - self.before.aside} rows put aside, all others as they were"
+        aside = back.aside - self.before.aside
+        step.detail = f"schema {target} in {report.roll_back_ms} ms, {aside} rows put aside, all others as they were"
 
     def _run_node(self, name: str, database: Path, release: Release | None, step: Step) -> None:
         """Start a node on a copy, have it say how it is and run a task, and stop it in order."""
