@@ -20,7 +20,7 @@ OLDEST = 1
 NEWEST = 2
 """The newest. 1: all of release 0.1. 2: members say what they speak, and verify compares the tables of both."""
 
-RELEASE_CHARS_MAX = 24  # of a version such as `0.2.0.dev3+g1a2b3c`; a member's record has no room for more
+RELEASE_CHARS_MAX = 16  # of a version such as `0.12.0.dev3`; a member's record has no room for more
 
 _SILENT_SCHEMA = 3  # release 0.1 does not say what it is; this is what it is
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 ColumnKind = Literal["text", "int", "real", "blob"]
@@ -61,7 +61,7 @@ class Table:
     def at(self, schema: int) -> Table:
         """The table as a release of this schema version declares it."""
         assert self.since <= schema, (self.name, schema)
-        return Table(self.name, self.register, tuple(c for c in self.columns if c.since <= schema), self.since)
+        return replace(self, columns=tuple(column for column in self.columns if column.since <= schema))
 
     def column_names(self) -> tuple[str, ...]:
         """The declared column names, in declaration order."""

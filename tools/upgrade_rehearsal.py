@@ -29,8 +29,8 @@ from node.storage.migrate import applied_version, check_migrations, load_migrati
 from node.storage.schema import stored_columns
 from node.storage.schema_changes import roll_back, upgrade
 from node.work.tables import WORK_TABLES
-from tools.database_copy import DATABASE, copy_database, database_bytes
 from tools.replica_check import ReplicaCheck, Sums, check_replica, sums_of
+from tools.root_copy import DATABASE, copy_database, database_bytes
 
 SCHEMA = "relaymesh.upgrade-rehearsal.v1"
 REPORT_FILE = "report.json"

@@ -85,8 +85,18 @@ def _narrow(connection: apsw.Connection, table: Table, older: Table) -> None:
         unknown: dict[str, Value] = {} if ext is None else decode_values(ext)
         unknown.update({name: value for name, value in zip(leaving, values, strict=True) if value is not None})
         connection.execute(f'UPDATE "{table.name}" SET ext = ? WHERE rowid = ?', (encode_values(unknown), rowid))
+    _drop_indexes(connection, table.name, leaving)
     for name in quoted:
         connection.execute(f'ALTER TABLE "{table.name}" DROP COLUMN {name}')
+
+
+def _drop_indexes(connection: apsw.Connection, table: str, columns: Sequence[str]) -> None:
+    """Drop the indexes that name any of these columns: declarations make theirs again with the next upgrade."""
+    indexes = [str(name) for (name,) in connection.execute("SELECT name FROM pragma_index_list(?)", (table,))]
+    for index in indexes:
+        named = {name for (name,) in connection.execute("SELECT name FROM pragma_index_info(?)", (index,))}
+        if named.intersection(columns):
+            connection.execute(f'DROP INDEX "{index}"')
 
 
 def _check_room(connection: apsw.Connection, table: Table) -> None:

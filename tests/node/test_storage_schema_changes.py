@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import apsw
 import pytest
 import trio
@@ -210,6 +212,19 @@ async def test_releases_that_know_different_tables_compare_the_tables_of_both(wo
         old._writer.ledger.connection.execute("DELETE FROM notes")
         result = await verify(old, Calls(new), "x", None, schema=1)
         assert (result.differing_ranges, result.repaired_rows) == (1, 1)
+
+
+async def test_an_index_over_a_leaving_column_leaves_with_it_and_others_stay(world):
+    async with newer(world):
+        pass
+    with closing(open_connection(world.root / "relaymesh.db", "")) as connection:
+        connection.execute(
+            "CREATE INDEX notes_both ON notes (namespace, picture); CREATE INDEX notes_text ON notes (text)"
+        )
+    roll_back_file(world.root)
+    with closing(open_connection(world.root / "relaymesh.db", "")) as connection:
+        names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE tbl_name = 'notes'")}
+    assert names == {"notes", "notes_key", "notes_dot", "notes_text"}
 
 
 def test_declarations_of_an_older_schema_lack_what_came_later():

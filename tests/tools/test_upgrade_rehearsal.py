@@ -14,7 +14,7 @@ from node.storage.migrate import Migration, load_migrations
 from node.work.tables import TASKS, WORK_TABLES
 from tests.node.work_desk import desks, workflow
 from tools import upgrade_rehearsal
-from tools.database_copy import copy_database
+from tools.root_copy import copy_database
 from tools.upgrade_rehearsal import read_wheel
 
 MIGRATIONS = load_migrations()

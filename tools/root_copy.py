@@ -16,7 +16,7 @@ from pathlib import Path
 import apsw
 
 from mesh.errors import ConfigError
-from node.storage.database import DISK_ERRORS, open_connection, unusable
+from node.storage.database import DISK_ERRORS, open_connection
 
 DATABASE = "relaymesh.db"
 
@@ -45,15 +45,19 @@ def copy_database(root: Path, copy: Path) -> bool:
     except OSError as error:
         raise ConfigError(f"cannot read {root}: {error.strerror or error}; run this as the user of the node") from error
     except DISK_ERRORS as error:
-        raise ConfigError(unusable(root / DATABASE, error)) from error
+        raise ConfigError(_unreadable(root, error)) from error
     connection = open_connection(copy, "")  # which refuses what is not ours
     try:
         connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
     except DISK_ERRORS as error:
-        raise ConfigError(unusable(root / DATABASE, error)) from error
+        raise ConfigError(_unreadable(root, error)) from error
     finally:
         connection.close(True)
     return not free
+
+
+def _unreadable(root: Path, error: apsw.Error) -> str:
+    return f"the database in {root} cannot be read ({error}): a node that starts on it says what can be done"
 
 
 @contextmanager
