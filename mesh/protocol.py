@@ -48,7 +48,8 @@ SILENT = Speaks(1, 1, _SILENT_SCHEMA, "")
 
 
 def this_release(schema: int = _SILENT_SCHEMA, release: str = "") -> Speaks:
-    """What this release speaks, with a database of this schema."""
+    """What this release speaks, with a database of this schema. `release` is visible ASCII, and cut to its limit."""
+    assert all("!" <= letter <= "~" for letter in release), release
     return Speaks(OLDEST, NEWEST, schema, release[:RELEASE_CHARS_MAX])
 
 

@@ -102,10 +102,11 @@ def _drop_indexes(connection: apsw.Connection, table: str, columns: Sequence[str
 def _check_room(connection: apsw.Connection, table: Table) -> None:
     # Beyond its bound, quarantine forgets the oldest: these rows may exist nowhere else.
     count = int(connection.execute(f'SELECT count(*) FROM "{table.name}"').get)
-    if count > QUARANTINE_ROWS_MAX:
+    aside = int(connection.execute("SELECT count(*) FROM quarantine").get)
+    if count and aside + count > QUARANTINE_ROWS_MAX:
         raise ConfigError(
-            f"{count} rows of {table.name}, which the older release does not know, are more than the "
-            f"{QUARANTINE_ROWS_MAX} that it keeps aside: there is no way back without losing some"
+            f"{count} rows of {table.name}, which the older release does not know, and {aside} that are aside already "
+            f"are more than the {QUARANTINE_ROWS_MAX} that it keeps aside: there is no way back without losing some"
         )
 
 
