@@ -231,6 +231,13 @@ MENU: Mapping[str, FaultKind] = {
         },
         scales=("node", "real"),
     ),
+    "upgrade": FaultKind(
+        about="the node runs the next release for a while, then its database is led back to this one",
+        hits="node",
+        weight=0,
+        longest_s=30,
+        options={},
+    ),
     # --- disks ---
     "lying-sync": FaultKind(
         about="syncs return at once and make nothing durable; the fault ends in a power cut",

@@ -7,6 +7,7 @@ order.
 Where to look:
 
 - names and errors:        `ids`, `errors`, `effects`, `profiles`
+- what releases share:     `protocol`
 - identity and packets:    `identity`, `sealing`, `replay_window`, `messages`, `codec`
 - who is in the mesh:      `records`, `own_record`, `membership`, `verdicts`, `effective`, `freeze`
 - who still answers:       `detector`, `relayed_probes`, `suspicion`, `local_health`, `redial`

@@ -215,16 +215,18 @@ class Conversation:
         if not self._news.is_new(rumor, now):
             return
         # Records and claims are passed on only when they changed our table: news that changed nothing here is old,
-        # or was beaten, and dies out instead of going round. Topics mean nothing to us, so every new one goes on.
+        # or was beaten, and dies out instead of going round. Topics, and kinds of a newer release, mean
+        # nothing to us, so every new one goes on.
         if rumor.kind == RumorKind.RECORD:
             record = self._verdicts.verified(rumor.payload)
             if record is not None and self._verdicts.learn(record, now):
                 self._news.relay(rumor, now, record.tag)
         elif rumor.kind == RumorKind.CLAIM:
             self._verdicts.hear_claim(codec.decode_claim(rumor.payload), sender, rumor, now)
-        elif rumor.kind == RumorKind.TOPIC and len(rumor.payload) <= PUBLISH_BYTES_MAX:
+        elif len(rumor.payload) <= PUBLISH_BYTES_MAX:
             self._news.relay(rumor, now)
-            self._outbox.emit(RumorReceived(rumor.topic, rumor.payload, sender.node_id))
+            if rumor.kind == RumorKind.TOPIC:
+                self._outbox.emit(RumorReceived(rumor.topic, rumor.payload, sender.node_id))
 
     def _hear_outline(self, outline: Outline, sender: Member) -> None:
         """Show the sender our view of those ranges in which its own is another one; it answers with what we lack."""

@@ -140,7 +140,7 @@ class Dissemination:
         return rumor
 
     def _push(self, rumor: Rumor, subject: bytes, variant: bytes, now: float) -> None:
-        queue = self._topics if rumor.kind == RumorKind.TOPIC else self._membership
+        queue = self._membership if rumor.kind in (RumorKind.RECORD, RumorKind.CLAIM) else self._topics
         # A signed record settles every claim about what came before it.
         queue.push(encode_item(rumor), subject, variant, now=now, clears=rumor.kind == RumorKind.RECORD)
 

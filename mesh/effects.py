@@ -62,10 +62,11 @@ class VectorDiffers:
 
 @dataclass(frozen=True, slots=True)
 class PacketRefused:
-    """A datagram was dropped. `reason` comes from `mesh.sealing.REASONS`, a fixed set."""
+    """A datagram was dropped. `reason` comes from `mesh.sealing.REASONS`, a fixed set; `detail` is for people."""
 
     reason: str
     source: Address
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,12 +24,13 @@ class RelayMeshError(Exception):
 class PacketError(RelayMeshError):
     """A datagram was refused, and nothing in this node changed.
 
-    `reason` is a short label from a fixed set, safe to use as a metric label.
+    `reason` is a short label from a fixed set, safe to use as a metric label; `detail` says more to people, or nothing.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
+        self.detail = detail
 
 
 class RecordError(RelayMeshError):

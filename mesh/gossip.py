@@ -38,6 +38,7 @@ from mesh.messages import (
 from mesh.outbox import ANYONE, Outbox
 from mesh.own_record import OwnRecord
 from mesh.profiles import Profile
+from mesh.protocol import Speaks
 from mesh.records import RecordVerifier
 from mesh.redial import Call, Redial
 from mesh.relayed_probes import RelayedProbes
@@ -78,7 +79,8 @@ class Gossip:
     `entropy` gives secret random bytes; `rng` everything that may be replayed from a seed. `boot` counts the starts of
     this node and was persisted before. `seeds` may contain our own address. `known` are `Member.record`s of earlier
     runs; some of those members are called at once, and all judged only by the normal suspicion. `verifier` and
-    `packet_keys` are for many engines of one mesh in one process: what one has worked out, the others need not.
+    `packet_keys` are for many engines of one mesh in one process: what one has worked out, the others need not. Our
+    record says that we understand what `speaks` says: by default, what this release does.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Gossip:
         encrypt: bool = True,
         verifier: RecordVerifier | None = None,
         packet_keys: PacketKeys | None = None,
+        speaks: Speaks | None = None,
     ) -> None:
         # The random process number tells two starts of one cloned disk apart: in nonces, replay windows and the record.
         process = int.from_bytes(entropy(4), "big") % (1 << PROCESS_BITS)
@@ -105,7 +108,9 @@ class Gossip:
         authority.check(identity.certificate)
         self.profile = profile
         self.effective = effective or EffectiveState()
-        self._own = OwnRecord(identity, boot=boot, process=process, address=address, rpc_address=rpc_address)
+        self._own = OwnRecord(
+            identity, boot=boot, process=process, address=address, rpc_address=rpc_address, speaks=speaks
+        )
         self.members = Membership(self._own.current, profile, now=0.0)
         self._tag = self._own.current.tag
         self._process = process
@@ -186,7 +191,7 @@ class Gossip:
         try:
             self._receive(self._sealer.open(data), len(data), source, now)
         except PacketError as error:
-            self._outbox.emit(PacketRefused(error.reason, source))
+            self._outbox.emit(PacketRefused(error.reason, source, error.detail))
         return self._outbox.take()
 
     def on_timer(self, now: float) -> list[Effect]:

@@ -18,6 +18,7 @@ from mesh.identity import Certificate
 from mesh.ids import Address, Life
 from mesh.messages import Claim, Reason
 from mesh.profiles import SUSPICION_MAX_FACTOR, Profile
+from mesh.protocol import Speaks, common
 from mesh.records import MemberRecord
 from mesh.suspicion import Suspicion
 
@@ -53,6 +54,7 @@ class Member:
     address: Address
     rpc_address: Address
     store_failed: bool
+    speaks: Speaks
     record: bytes
     """The newest signed record, verifiable by anyone."""
     status_since: float
@@ -148,6 +150,17 @@ class Membership:
     def size(self) -> int:
         """Members that are not gone, this node included: the `n` of all formulas."""
         return len(self.active_others()) + 1
+
+    def protocol_with(self, member: Member) -> int | None:
+        """The protocol version that we use with a member; None when its release and ours have none in common."""
+        return common(self._own.speaks, member.speaks)
+
+    def protocol_of_all(self) -> int:
+        """The newest protocol version that every member understands, the silent included; LEFT ones do not count.
+
+        What all must take part in begins when this has reached its version: after the last member was upgraded.
+        """
+        return min(member.speaks.newest for member in self._by_id.values() if member.status is not Status.LEFT)
 
     def suspected(self) -> Collection[Member]:
         """Members under suspicion, those longest so first."""
@@ -391,6 +404,7 @@ def _member(record: MemberRecord, now: float) -> Member:
         address=record.address,
         rpc_address=record.rpc_address,
         store_failed=record.body.store_failed,
+        speaks=record.body.speaks,
         record=record.raw,
         status_since=now,
     )
@@ -404,4 +418,5 @@ def _overwrite(member: Member, record: MemberRecord) -> None:
     member.address = record.address
     member.rpc_address = record.rpc_address
     member.store_failed = record.body.store_failed
+    member.speaks = record.body.speaks
     member.record = record.raw

@@ -2,7 +2,8 @@
 
 Promises: every field that comes off the wire is bounded here, so a decoded message can be used as it is. Item kinds
 and rumor kinds are numbers that never change their meaning; unknown ones are skipped by older nodes, which is what
-makes a rolling upgrade possible.
+makes a rolling upgrade possible. A new kind of item may be sent to everybody if nothing is lost when it is skipped, and
+else only to members whose record says that they understand it (`Member.speaks`).
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class VectorHint(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RumorKind(enum.IntEnum):
-    """What a rumor's payload is."""
+    """What a rumor's payload is. Rumors of other kinds are a newer release's: passed on unread, as topics are."""
 
     RECORD = 1
     CLAIM = 2

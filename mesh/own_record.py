@@ -10,13 +10,23 @@ import msgspec
 
 from mesh.identity import Identity
 from mesh.ids import Address, Life
+from mesh.protocol import Speaks, this_release
 from mesh.records import MemberRecord, RecordBody, sign_record
 
 
 class OwnRecord:
     """Signs what this node says about itself."""
 
-    def __init__(self, identity: Identity, *, boot: int, process: int, address: Address, rpc_address: Address) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        boot: int,
+        process: int,
+        address: Address,
+        rpc_address: Address,
+        speaks: Speaks | None = None,
+    ) -> None:
         self._identity = identity
         body = RecordBody(
             certificate=identity.certificate,
@@ -29,6 +39,7 @@ class OwnRecord:
             port=address.port,
             rpc_host=rpc_address.host,
             rpc_port=rpc_address.port,
+            speaks=speaks or this_release(),
         )
         self.current: MemberRecord = sign_record(identity, body)
 

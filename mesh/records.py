@@ -17,6 +17,7 @@ from mesh.errors import ConfigError, RecordError
 from mesh.identity import Authority, Bytes64, Certificate, Identity, verify
 from mesh.ids import BOOT_MAX, Address, Life, make_life, node_tag
 from mesh.messages import RECORD_BYTES_MAX, Incarnation
+from mesh.protocol import SILENT, Speaks
 from mesh.sealing import PROCESS_BITS
 
 HOST_CHARS_MAX = 100  # of an advertised host name; two of them and a certificate fit half a packet
@@ -46,6 +47,8 @@ class RecordBody(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     port: _Port
     rpc_host: _Host
     rpc_port: _Port
+    speaks: Speaks = SILENT
+    """What its release understands. From here on fields have defaults: records of older releases end before them."""
 
 
 class _Envelope(msgspec.Struct, frozen=True, array_like=True):

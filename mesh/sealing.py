@@ -27,7 +27,7 @@ from mesh.errors import ConfigError, PacketError
 # 1,280 bytes is IPv6's smallest MTU; minus its headers and room for a tunnel, a datagram is never fragmented.
 # One lost fragment loses the whole datagram, so large datagrams multiply the loss of a bad link.
 PACKET_BYTES_MAX = 1_200
-VERSION = 1
+VERSION = 1  # of header and seal alone; what is said inside has a version of its own, see mesh.protocol
 SECRET_BYTES = 32
 
 _HEADER = struct.Struct("!BBI8s16sQQI")
@@ -213,7 +213,7 @@ class Sealer:
             raise PacketError("oversized")
         version, flags, key_id, cluster, sender, life, sequence, receiver = _HEADER.unpack_from(data)
         if version != VERSION:
-            raise PacketError("version")
+            raise PacketError("version", f"its packets have form {version}, and this release reads form {VERSION} only")
         key = self.ring.get(key_id)
         if key is None:
             raise PacketError("unknown-key")

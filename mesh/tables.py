@@ -6,8 +6,8 @@ The engine knows nothing else about a table. Every row also has a namespace, a t
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 ColumnKind = Literal["text", "int", "real", "blob"]
@@ -35,6 +35,8 @@ class Column:
 
     name: str
     kind: ColumnKind = "text"
+    since: int = 1
+    """The schema version (the newest migration) of the first release that declares it: a way back leads past it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,17 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A replicated table's declaration. Adding a column later is a migration; older nodes pass it on unread."""
+    """A replicated table's declaration. Adding a column later is a migration; older nodes pass it on unread.
+
+    A release that adds a table or a column also adds a migration, if only an empty one, and names it in `since`.
+    """
 
     name: str
     register: Register
     columns: tuple[Column, ...]
     parent: Parent | None = None
+    since: int = 1
+    """The schema version of the first release that declares it."""
     kinds: Mapping[str, ColumnKind] = field(init=False, repr=False, compare=False)
     """The kind of each column by name, made once: every write and merge looks here."""
 
@@ -64,6 +71,18 @@ class Table:
         assert len(self.kinds) == len(self.columns), f"table {self.name} declares a column twice"
         assert self.parent is None or self.kinds.get(self.parent.column) == "text", f"{self.name} names no parent"
 
+    def at(self, schema: int) -> Table:
+        """The table as a release of this schema version declares it."""
+        assert self.since <= schema, (self.name, schema)
+        columns = tuple(column for column in self.columns if column.since <= schema)
+        known = any(self.parent is not None and column.name == self.parent.column for column in columns)
+        return replace(self, columns=columns, parent=self.parent if known else None)
+
     def column_names(self) -> tuple[str, ...]:
         """The declared column names, in declaration order."""
         return tuple(column.name for column in self.columns)
+
+
+def declared_at(tables: Sequence[Table], schema: int) -> tuple[Table, ...]:
+    """These declarations as a release of this schema version has them: without what came later."""
+    return tuple(table.at(schema) for table in tables if table.since <= schema)

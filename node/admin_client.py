@@ -19,6 +19,7 @@ import msgspec
 
 from mesh.errors import FrameError, RecordError, UnavailableError
 from mesh.ids import Address
+from mesh.protocol import this_release
 from node.streams.frames import LOCAL_CLUSTER, FrameDecoder, encode_message
 from node.streams.local_socket import connect_local
 from node.streams.rpc_messages import SILENCE_S, Call, End, Error, Part, decode_reply, encode
@@ -129,7 +130,8 @@ class AdminClient:
         after the node acted: repeat only what carries an idempotency key or changes nothing.
         """
         body = msgspec.msgpack.encode({"command": command, "namespace": namespace, "args": dict(args or {})})
-        request = encode_message(self._target.cluster, encode(Call("admin", body)))
+        opening = this_release() if self._connection is None else None
+        request = encode_message(self._target.cluster, encode(Call("admin", body, opening)))
         connection = self._connection = self._connection or self._target.connect()
         connection.settimeout(SILENCE_S)
         try:
@@ -156,7 +158,7 @@ class AdminClient:
                 case Error() as error:
                     return error
                 case _:
-                    pass  # a tick: it works on the request
+                    pass  # a tick, since it works on the request, or a hello: a node refuses us where we do not match
 
     def _receive_message(self, connection: socket.socket) -> bytes:
         while True:

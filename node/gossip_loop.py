@@ -27,6 +27,7 @@ from mesh.errors import RelayMeshError
 from mesh.gossip import Gossip
 from mesh.ids import Address
 from mesh.membership import Member, Status
+from mesh.protocol import refusal
 from mesh.takeover import OwnerState
 from node.env import DatagramSocket, Env, PeerIdentity
 from node.replication.calls import Caller
@@ -60,6 +61,7 @@ class GossipLoop:
         self._nursery: trio.Nursery | None = None
         self._refused_logged: dict[str, float] = {}
         self._conflict_logged: str | None = None
+        self._strangers: dict[str, int] = {}
         self.on_member_changed: list[Callable[[MemberChanged], None]] = []
         self.on_vector_differs: Callable[[str], None] = lambda _node: None
         self.on_rumor: Callable[[RumorReceived], None] = lambda _rumor: None
@@ -148,8 +150,18 @@ class GossipLoop:
 
     def _note_change(self, change: MemberChanged) -> None:
         log.info("member %s: %s -> %s (%s)", change.node_id, change.before or "new", change.after, change.reason)
+        self._note_release(change.node_id)
         for callback in self.on_member_changed:
             callback(change)
+
+    def _note_release(self, node_id: str) -> None:
+        """Say once for each life that a member's release has no protocol in common with ours."""
+        member = self._gossip.members.get(node_id)
+        if member is None or not member.active or self._gossip.members.protocol_with(member) is not None:
+            return
+        if self._strangers.get(node_id) != member.life:
+            self._strangers[node_id] = member.life
+            log.error("cannot talk to a member: %s", refusal(self._gossip.members.own.speaks, member.speaks, node_id))
 
     def _note_refused(self, effect: PacketRefused) -> None:
         self.refused[effect.reason] += 1
@@ -159,7 +171,8 @@ class GossipLoop:
         if len(self._refused_logged) >= REFUSED_LOG_HOSTS_MAX:
             self._refused_logged.clear()
         self._refused_logged[host] = now
-        log.warning("refused a datagram from %s: %s (said once a minute)", effect.source, effect.reason)
+        why = f"{effect.reason}, {effect.detail}" if effect.detail else effect.reason
+        log.warning("refused a datagram from %s: %s (said once a minute)", effect.source, why)
 
     async def _probe(self, effect: ProbeStream) -> None:
         alive = False
@@ -227,12 +240,13 @@ class GossipLoop:
         return [member.node_id for member in self._gossip.members.alive() if not member.store_failed]
 
     def placeable(self) -> list[str]:
-        """The usable members that new work should go to: those that no dwell window withholds."""
+        """The usable members that new work can go to: those that no dwell window withholds, and that we can talk to."""
         now = self._env.clock.monotonic()
         return [
             node
             for node in self.usable()
-            if node == self._me or self._gossip.effective.status(node, now) is Status.ALIVE
+            if node == self._me
+            or (self._gossip.effective.status(node, now) is Status.ALIVE and self.rpc_address(node) is not None)
         ]
 
     def alive_peers(self) -> list[str]:
@@ -244,9 +258,16 @@ class GossipLoop:
         return self._gossip.members.size() > 1
 
     def rpc_address(self, node_id: str) -> Address | None:
-        """Where the node's streams are, if it is known."""
+        """Where the node's streams are, if it is known and speaks a protocol that we speak too."""
         member = self._gossip.members.get(node_id)
-        return member.rpc_address if member is not None else None
+        if member is None or self._gossip.members.protocol_with(member) is None:
+            return None
+        return member.rpc_address
+
+    def schema_with(self, node_id: str) -> int:
+        """The newest schema whose tables both this node and another know."""
+        own, member = self._gossip.members.own, self._gossip.members.get(node_id)
+        return min(own.speaks.schema, (member or own).speaks.schema)
 
     def current_life(self, node_id: str) -> int | None:
         """The latest life of a node that a signed record showed."""

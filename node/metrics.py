@@ -70,6 +70,7 @@ class _NodeCollector(Collector):
         yield from self._membership()
         yield from self._work()
         yield from self._gossip()
+        yield from self._protocols()
         yield from self._replication()
 
     def _membership(self) -> Iterable[Metric]:
@@ -126,6 +127,22 @@ class _NodeCollector(Collector):
             "relaymesh_relayed_probes", "Probes made for others that wait for their answers", counted.relayed_probes
         )
         yield GaugeMetricFamily("relaymesh_stall_seconds_max", "Longest pause of this process", counted.stall_s_longest)
+
+    def _protocols(self) -> Iterable[Metric]:
+        members, server = self._node.gossip.members, self._node.server
+        strangers = sum(member.active and members.protocol_with(member) is None for member in members.all())
+        yield GaugeMetricFamily("relaymesh_members_without_protocol", "Members that speak none of ours", strangers)
+        yield GaugeMetricFamily(
+            "relaymesh_protocol_of_all", "Newest protocol version that every member speaks", members.protocol_of_all()
+        )
+        served = CounterMetricFamily("relaymesh_streams_served", "Streams of peers by version", labels=["protocol"])
+        for version, count in sorted(server.protocols.items()):
+            served.add_metric([str(version)], count)
+        yield served
+        errors = CounterMetricFamily("relaymesh_stream_errors", "Error replies on streams", labels=["code"])
+        for code, count in sorted(server.errors.items()):
+            errors.add_metric([code], count)
+        yield errors
 
     def _replication(self) -> Iterable[Metric]:
         node = self._node

@@ -23,7 +23,9 @@ from mesh.ids import Address, make_life
 from mesh.membership import Status
 from mesh.placement import Offer
 from mesh.profiles import Profile
+from mesh.protocol import this_release
 from mesh.sealing import KeyRing
+from mesh.tables import Table
 from node.env import DatagramSocket, Env, PeerIdentity
 from node.gossip_loop import GossipLoop
 from node.replication import verify as verification
@@ -33,6 +35,7 @@ from node.replication.push import Push
 from node.replication.stability_rounds import StabilityRounds, serve_vector
 from node.roster import Roster
 from node.settings import Settings
+from node.storage.migrate import Migration
 from node.storage.store import Commit, Store
 from node.storage.transaction import Arrival, Transaction
 from node.streams.rpc import RpcPool, RpcServer, Verb
@@ -81,15 +84,26 @@ class Node:
     `open`, then `run`; cancel `run` for a crash, or `stop` first for a graceful end.
     """
 
-    def __init__(self, env: Env, spec: NodeSpec) -> None:
+    def __init__(
+        self,
+        env: Env,
+        spec: NodeSpec,
+        *,
+        tables: Sequence[Table] = WORK_TABLES,
+        migrations: Sequence[Migration] | None = None,
+    ) -> None:
+        """Other `tables` and `migrations` than this release's are a newer one's, which knows all of these and more."""
         self.env = env
         self.spec = spec
-        self.store = Store(env, WORK_TABLES, node_id=spec.node_id, path=env.disk.root / "relaymesh.db")
-        self.calls = RpcPool(env.net, spec.identity.certificate.cluster)
+        path = env.disk.root / "relaymesh.db"
+        self.store = Store(env, tables, node_id=spec.node_id, path=path, migrations=migrations)
+        self.speaks = this_release(self.store.schema, spec.version)
+        cluster = spec.identity.certificate.cluster
+        self.calls = RpcPool(env.net, cluster, speaks=self.speaks)
         # Pulls have a pool of their own: a peer's `sync` makes us pull from it while it waits for our answer. So have
         # probes: whether a node lives must not wait behind slow calls.
-        self.data_calls = RpcPool(env.net, spec.identity.certificate.cluster)
-        self.probe_calls = RpcPool(env.net, spec.identity.certificate.cluster)
+        self.data_calls = RpcPool(env.net, cluster, speaks=self.speaks)
+        self.probe_calls = RpcPool(env.net, cluster, speaks=self.speaks)
         self._authority = Authority(spec.identity.ca_public_key)
         self.identity_conflict: str | None = None
         self.bundles_dropped = 0
@@ -116,7 +130,8 @@ class Node:
             await committing.start(self.store.run)
             await self._assemble(socket)
             async with trio.open_nursery() as nursery:
-                self.server = RpcServer(self._verbs(admin), cluster=self.spec.identity.certificate.cluster)
+                cluster = self.spec.identity.certificate.cluster
+                self.server = RpcServer(self._verbs(admin), cluster=cluster, speaks=self.speaks)
                 await serve(self.server)
                 for service in (
                     self.calls.run,
@@ -167,6 +182,7 @@ class Node:
             seeds=spec.seeds,
             known=known,
             encrypt=spec.settings.gossip_encryption,
+            speaks=self.speaks,
             effective=EffectiveState(
                 suspect_recover_min_s=spec.settings.suspect_recover_min_ms / 1000,
                 dead_recover_min_s=spec.settings.dead_recover_min_ms / 1000,
@@ -386,10 +402,11 @@ class Node:
         if address is None:
             return None
         try:
-            result = await verification.verify(self.store, self.data_calls, peer, address)
+            schema = self.loop.schema_with(peer)
+            result = await verification.verify(self.store, self.data_calls, peer, address, schema=schema)
             if not result.compared:
                 await self.puller.pull(peer)  # brings what one of the two lacks: rows, or what they may forget
-                result = await verification.verify(self.store, self.data_calls, peer, address)
+                result = await verification.verify(self.store, self.data_calls, peer, address, schema=schema)
         except RelayMeshError as error:
             log.info("cannot compare replicas with %s: %s", peer, error)
             return None

@@ -24,8 +24,16 @@ from mesh.errors import (
     StoreError,
     UnavailableError,
 )
+from mesh.protocol import this_release
 from node.streams.rpc_messages import error_code
-from tools import chaos_commands, garbage_commands, mesh_commands, node_commands, work_commands
+from tools import (
+    chaos_commands,
+    garbage_commands,
+    mesh_commands,
+    node_commands,
+    upgrade_commands,
+    work_commands,
+)
 from tools.output import escape, print_json
 from tools.session import (
     EXIT_CONFLICT,
@@ -134,9 +142,12 @@ def _root(
 
 
 def _version(session: Session) -> int:
-    """Print the version of this command and of a node.
+    """Print the versions of this command and a node.
 
     The node is asked only when --root or --peer is given.
+
+    \b
+    Example: relaymesh --root data version --json
     """
     from importlib.metadata import PackageNotFoundError, version  # slow to import
 
@@ -144,6 +155,7 @@ def _version(session: Session) -> int:
         answer: dict[str, Any] = {"version": version("relaymesh")}
     except PackageNotFoundError:
         answer = {"version": "unknown (run from a source tree that is not installed)"}
+    answer["protocol"] = this_release().versions
     if session.choice.root is not None or session.choice.peer is not None:
         answer["node"] = session.ask("version")
     session.show(answer)
@@ -181,6 +193,7 @@ def _bench(ctx: typer.Context) -> int:
 work_commands.register(app)
 node_commands.register(app)
 garbage_commands.register(app)
+upgrade_commands.register(app)
 app.add_typer(mesh_commands.mesh_app, name="mesh")
 app.add_typer(chaos_commands.chaos_app, name="chaos")
 command(app, "demo", panel="Try")(_demo)

@@ -14,8 +14,8 @@ SinceHours = Annotated[int, typer.Option("--since-hours", min=1, max=8_760, help
 TaskOption = Annotated[str | None, typer.Option("--task", metavar="ID", help="Only this task.")]
 
 # What an operator reads first, narrow enough for 80 columns while all is well; --json has the rest.
-_MEMBER_COLUMNS = ("nodeId", "status", "address", "rpcAddress", "lastHeartbeatMs")
-_TROUBLE_COLUMNS = ("effectiveStatus", "recoversAtMs", "storeFailed", "labels", "accusers")
+_MEMBER_COLUMNS = ("nodeId", "status", "address", "rpcAddress", "release", "protocol", "lastHeartbeatMs")
+_TROUBLE_COLUMNS = ("effectiveStatus", "recoversAtMs", "storeFailed", "labels", "accusers", "protocolProblem")
 _EVENT_COLUMNS = ("occurredAtMs", "action", "nodeId", "taskId", "stepId", "leaseEpoch", "details")
 
 
@@ -28,7 +28,8 @@ def register(app: typer.Typer) -> None:
 def _members(session: Session) -> int:
     """List the nodes as the asked node sees them.
 
-    A column more appears when a node has trouble: what it may not be given yet, a failed store, who accused it.
+    A column more appears when a node has trouble: what it may not be given yet, a failed store, who accused it, a
+    release that this node has no protocol version in common with.
     """
     answer = session.ask("members")
     if session.json:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from chaos.invariants.promise import Promise
 from chaos.observations import Committed, Rest, Sampled, Seen
-from mesh.replica import REASON_CONFLICT
+from mesh.replica import REASON_CONFLICT, REASON_UNKNOWN_TABLE
 
 LIFECYCLE_TABLES = ("tasks", "steps")
 POISON_PREFIX = "poison-"
@@ -17,7 +17,8 @@ class QuarantineExplained(Promise):
     """Poisoned rows become current nowhere; at rest, quarantine holds them and nothing that a node of ours wrote.
 
     A step or a task applies at once, whatever the date of its writer. Only a node that forgot what it had told, or was
-    there twice, may have told an event of the history in two ways.
+    there twice, may have told an event of the history in two ways. What the next release wrote into a table of its own
+    waits for the upgrade.
     """
 
     name = "quarantine-explained"
@@ -42,5 +43,6 @@ class QuarantineExplained(Promise):
             for table, _, key, reason, detail in replica.quarantine:
                 is_poison = str(key).startswith(POISON_PREFIX) and self.mirror.has_met(frozenset({"poison-row"}))
                 told_twice = table == "history" and reason == REASON_CONFLICT and has_forgotten
-                if not is_poison and not told_twice:
+                of_next_release = reason == REASON_UNKNOWN_TABLE and self.mirror.has_met(frozenset({"upgrade"}))
+                if not is_poison and not told_twice and not of_next_release:
                     yield f"{node} put aside {table} {key}: {reason} ({detail})"

@@ -65,6 +65,16 @@ class NodeSpec:
         return Address(self.host, STREAM_PORT)
 
 
+@dataclass(frozen=True, slots=True)
+class Release:
+    """What a node runs in place of this source tree."""
+
+    python_path: str
+    """Where its packages are found first, such as the folder of an unpacked wheel."""
+    command: tuple[str, ...]
+    """What starts it, in place of `node_command`."""
+
+
 @dataclass(slots=True)
 class _Running:
     process: subprocess.Popen[bytes]
@@ -104,6 +114,8 @@ class Cluster:
         self._settings = dict(settings or {})
         self.mesh_directory = directory / "mesh"
         self.nodes: dict[str, NodeSpec] = {}
+        self.releases: dict[str, Release] = {}
+        """Nodes that run something else than this source tree, by id. Looked at when a node starts."""
         directory.mkdir(parents=True, exist_ok=True)
         identity_files.create_mesh(self.mesh_directory)
         for node_id in node_ids:
@@ -146,8 +158,9 @@ class Cluster:
         """The full command line that starts a node."""
         spec = self.nodes[node_id]
         seeds = ",".join(str(other.gossip) for other in self.nodes.values())
+        release = self.releases.get(node_id)
         return [
-            *node_command(),
+            *(node_command() if release is None else release.command),
             *("--root", str(spec.root), "--node-id", spec.node_id),
             *("--bind", str(spec.gossip), "--rpc-bind", str(spec.stream)),
             *("--seeds", seeds, "--enroll", str(self.enrolment(node_id))),
@@ -288,7 +301,11 @@ class Cluster:
         offset = len(self._log_bytes(node_id))
         # The node must be of the same source tree as this module, and must not see flags of ours in its environment.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("RELAYMESH_")}
+        release = self.releases.get(node_id)
         environment |= {MARKER: self.marker, "PYTHONPATH": source_path()}
+        if release is not None:
+            # The current folder is often this very source tree, and would come first.
+            environment |= {"PYTHONPATH": release.python_path, "PYTHONSAFEPATH": "1"}
         with spec.log.open("ab") as log:
             process = subprocess.Popen(
                 self.command(node_id),

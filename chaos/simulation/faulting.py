@@ -198,6 +198,13 @@ async def _settings(world: World, fault: Fault) -> None:
         await host.restart()
 
 
+async def _upgrade(world: World, fault: Fault) -> None:
+    (host,) = _hosts(world, fault)
+    await host.upgrade()
+    await trio.sleep(fault.for_s)
+    await host.roll_back()
+
+
 # --- disks ---
 
 
@@ -370,6 +377,7 @@ PLAYERS: Mapping[str, Player] = {
     "power-cut": _power_cut,
     "power-cut-at-write": _power_cut_at_write,
     "settings": _settings,
+    "upgrade": _upgrade,
     "lying-sync": _lying_sync,
     "sync-error": _sync_error,
     "io-error": _io_error,

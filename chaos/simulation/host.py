@@ -19,6 +19,7 @@ import msgspec
 import trio
 
 from chaos.observations import Committed, HostEnded, HostStarted, MemberSeen, RumorRepeated, Sampled
+from chaos.simulation import next_release
 from chaos.simulation.datagrams import HOST_SUFFIX, SimulatedSocket
 from chaos.simulation.disk import SimulatedDisk
 from chaos.simulation.executor import SimulatedExecutor
@@ -144,6 +145,8 @@ class Host:
         self.enrolment = 1
         self.boots = 1
         self.settings: Mapping[str, Any] = dict(world.scenario.settings)
+        self.runs_next_release = False
+        """What its next start runs; see `next_release`."""
         self.disk = SimulatedDisk(world.stream(f"disk {name}"))
         self._draws = world.stream(f"host {name}")
         clock = world.scenario.clock
@@ -230,7 +233,7 @@ class Host:
         try:
             with trio.CancelScope() as self._scope:
                 await process.live(trio.sleep, START_S)
-                node = Node(self._env(process), self._spec())
+                node = self._new_node(process)
                 await self._run(node, process)
                 how = "stop"
         except (Exception, BaseExceptionGroup, ProcessGone) as error:
@@ -239,6 +242,14 @@ class Host:
         finally:
             self._nursery = self.node = None
             self._bury(process, node, how, detail)
+
+    def _new_node(self, process: Process) -> Node:
+        env, spec = self._env(process), self._spec()
+        if not self.runs_next_release:
+            return Node(env, spec)
+        node = Node(env, spec, tables=next_release.TABLES, migrations=next_release.MIGRATIONS)
+        next_release.keep_diary(node.store, self.node_id)
+        return node
 
     async def _run(self, node: Node, process: Process) -> None:
         node.store.on_commit(lambda commit: self._on_commit(node, commit))
@@ -364,6 +375,19 @@ class Host:
         await trio.sleep(RESTART_GAP_S)
         self.start()
 
+    async def upgrade(self) -> None:
+        """Stop in order and start as the next release."""
+        await self.stop()
+        self.runs_next_release = True
+        self.start()
+
+    async def roll_back(self) -> None:
+        """Stop in order, lead the database back to this release, and start as that."""
+        await self.stop()
+        next_release.go_back(Path("/", self.name, "relaymesh.db"), self.world.vfs.name, now_ms=int(self.world.now_ms()))
+        self.runs_next_release = False
+        self.start()
+
     def pause(self) -> None:
         """Stop the process in its tracks, as SIGSTOP does."""
         if not self.process.is_gone:
@@ -441,7 +465,7 @@ class Host:
                 stored, sums, memory, parked, stable, has_garbage = await node.store.read(
                     lambda reader: (
                         reader.vector(),
-                        reader.sums(),
+                        reader.sums(next_release.SCHEMA),  # of the tables that all releases here know
                         node.store.vector.copy(),
                         dict(reader.sql(FUTURE_ROWS)),
                         reader.stable().digest(),

@@ -17,6 +17,7 @@ import trio
 
 from chaos.coverage import Coverage
 from chaos.invariants import Judge
+from chaos.invariants.oracle import name_of, wins
 from chaos.observations import Healed, Replica, Rest, Settled
 from chaos.runs import RunResult, Violation
 from chaos.scenario import Fault, Scenario
@@ -31,6 +32,8 @@ from chaos.simulation.vfs import SimulatedVfs, installed_vfs
 from chaos.simulation.workload import Workload
 from chaos.simulation.world import World, captured_logs
 from chaos.timeline import TimelineKeeper
+from mesh.replica import REASON_UNKNOWN_TABLE
+from mesh.row_codec import CHUNK_LIMITS, decode_rows
 from mesh.rows import Row
 from node.storage.reader import Reader
 from node.work.payloads import missing_payloads
@@ -289,9 +292,10 @@ def _view(host: Host) -> str:
 async def _replica(host: Host) -> Replica:
     node = host.node
     assert node is not None, "it runs"
-    rows, vector, sums, quarantine, queued = await host.read(
+    rows, handed_on, vector, sums, quarantine, queued = await host.read(
         lambda reader: (
             {(row.table, row.namespace, row.key): row for table in WORK_TABLES for row in reader.select(table.name)},
+            _handed_on(reader),
             reader.vector(),
             reader.sums(),
             reader.sql("SELECT table_name, namespace, key, reason, detail FROM quarantine ORDER BY 1, 2, 3"),
@@ -299,7 +303,17 @@ async def _replica(host: Host) -> Replica:
         )
     )
     members = {member.node_id: member.status.value for member in node.gossip.members.all()}
+    for row in handed_on:
+        name = name_of(row)
+        if name not in rows or wins(row, rows[name]):
+            rows[name] = row
     return Replica(rows=rows, vector=vector, sums=sums, quarantine=quarantine, queued=queued, members=members)
+
+
+def _handed_on(reader: Reader) -> list[Row]:
+    """Versions of rows of tables that this release does not know: it keeps and passes on all, and cannot judge them."""
+    found = reader.sql("SELECT row FROM quarantine WHERE reason = ? ORDER BY seq", (REASON_UNKNOWN_TABLE,))
+    return [row for (data,) in found for row in decode_rows(data, limits=CHUNK_LIMITS)]
 
 
 def play(

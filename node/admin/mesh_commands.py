@@ -8,6 +8,7 @@ from typing import Any
 from mesh.ids import split_life
 from mesh.membership import Member, Status
 from mesh.placement import Offer
+from mesh.protocol import refusal
 from node.admin.arguments import Arguments
 from node.config import NodeConfig
 from node.node import Node
@@ -89,12 +90,22 @@ class MeshCommands:
             "boot": boot,
             "incarnation": member.incarnation,
             "storeFailed": member.store_failed,
+            "release": member.speaks.release or node.ownership.release_of(member.node_id),
+            "protocol": member.speaks.versions,
+            "schemaVersion": member.speaks.schema,
+            "protocolProblem": self._protocol_problem(member),
             "accusers": [{"nodeId": name, "reason": reason} for name, reason in sorted(member.accusers.items())],
             "lastHeartbeatMs": None if member.last_heard is None else self._to_wall_ms(member.last_heard),
             "updatedAtMs": self._to_wall_ms(member.status_since),
             "agents": sorted(offer.abilities) if offer is not None else [],
             "labels": dict(offer.labels) if offer is not None else {},
         }
+
+    def _protocol_problem(self, member: Member) -> str | None:
+        members = self._node.gossip.members
+        if members.protocol_with(member) is not None:
+            return None
+        return refusal(members.own.speaks, member.speaks, member.node_id)
 
     def _to_wall_ms(self, monotonic: float) -> int:
         clock = self._node.env.clock
@@ -124,6 +135,7 @@ class MeshCommands:
                 (int((self._node.env.clock.monotonic() - member.status_since) * 1000) for member in dead), default=0
             ),
             "reclaimFrozen": not self._node.loop.may_reclaim(),
+            "protocolOfAll": self._node.gossip.members.protocol_of_all(),
             "seenFrom": self._node.spec.node_id,
             "generatedAtMs": self._now_ms(),
         }
@@ -205,6 +217,11 @@ class MeshCommands:
         node = self._node
         return {
             "version": node.spec.version,
+            "protocol": node.speaks.versions,
+            "protocolOldest": node.speaks.oldest,
+            "protocolNewest": node.speaks.newest,
+            "protocolOfAll": node.gossip.members.protocol_of_all(),
+            "schemaVersion": node.store.schema,
             "nodeId": node.spec.node_id,
             "cluster": node.spec.identity.certificate.cluster.hex(),
             "life": node.life,

@@ -1,22 +1,25 @@
 """Proves that two replicas hold the same rows, and repairs them where they do not.
 
 Version vectors say what a node believes to have. Only the rows themselves can contradict that: after a bug, a damaged
-disk or an edit by hand. So at equal vectors two nodes compare count and digest sum per origin; a mismatch is counted,
-narrowed down by ranges of sequence numbers (a lost tail is one range, then), and the differing rows are fetched and
-merged. Both sides verify, so a row that only we have travels when the peer asks.
+disk or an edit by hand. So at equal vectors two nodes compare count and digest sum per origin, over the tables that
+both releases know; a mismatch is counted, narrowed down by ranges of sequence numbers (a lost tail is one range, then),
+and the differing rows are fetched and merged. Both sides verify, so a row that only we have travels when the peer asks.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
 import msgspec
 
 from mesh.ids import Address, Origin
+from mesh.protocol import SILENT
 from mesh.row_codec import CHUNK_LIMITS, INT_MAX, decode_rows, encode_rows, row_bytes
 from mesh.rows import Row
+from mesh.stability import Stable
 from mesh.version_vector import VersionVector
 from node.replication.calls import Caller, decode
 from node.storage.reader import Reader
@@ -45,7 +48,9 @@ class VerifyRequest(msgspec.Struct, array_like=True):
 
     vector: bytes
     sums: list[tuple[str, int, Sum]]
-    stable: bytes = b""
+    schema: int = SILENT.schema
+    """The sums cover the tables that a release of this schema knows: those that both sides can have."""
+    stable: bytes = Stable().digest()
     """The digest of what we know to be stable: nodes that know other things may have forgotten other rows."""
 
 
@@ -61,6 +66,7 @@ class RangesRequest(msgspec.Struct, array_like=True):
 
     origin: tuple[str, Seq]
     ranges: list[tuple[Seq, Seq]]
+    schema: int = SILENT.schema
 
 
 class RowsRequest(msgspec.Struct, array_like=True):
@@ -83,7 +89,7 @@ async def serve_verify(store: Store, body: bytes) -> bytes:
     """Compare a peer's sums with ours."""
     request = decode(body, VerifyRequest)
     theirs = {Origin(node, incarnation): tuple(total) for node, incarnation, total in request.sums}
-    vector, sums = await store.read(_vector_and_sums)
+    vector, sums = await store.read(partial(_vector_and_sums, schema=request.schema))
     same_vector = VersionVector.from_wire(request.vector).digest() == vector.digest()
     if not same_vector or request.stable != store.stable.digest() or store.has_garbage:
         return msgspec.msgpack.encode(VerifyAnswer(False, []))
@@ -97,7 +103,8 @@ async def serve_ranges(store: Store, body: bytes) -> bytes:
     request = decode(body, RangesRequest)
     origin = Origin(*request.origin)
     ranges = request.ranges[:BRANCHES]
-    return msgspec.msgpack.encode(await store.read(partial(_range_sums, origin=origin, ranges=ranges)))
+    sums = await store.read(partial(_range_sums, origin=origin, ranges=ranges, schema=request.schema))
+    return msgspec.msgpack.encode(sums)
 
 
 async def serve_rows(store: Store, body: bytes) -> bytes:
@@ -121,16 +128,19 @@ def _first_rows(reader: Reader, *, request: RowsRequest) -> list[Row]:
     return rows
 
 
-async def verify(store: Store, calls: Caller, node_id: str, address: Address) -> VerifyResult:
-    """Compare our replica with a peer's and merge what differs. Raises what the calls raise."""
+async def verify(
+    store: Store, calls: Caller, node_id: str, address: Address, *, schema: int | None = None
+) -> VerifyResult:
+    """Compare our replica with a peer's and merge what differs. Raises what the calls raise.
+
+    `schema` is the newest that both releases know, by default ours. The other side holds rows of later tables aside.
+    """
     if store.has_garbage:
         return VerifyResult(False)
-    vector, sums = await store.read(_vector_and_sums)
-    request = VerifyRequest(
-        vector.to_wire(),
-        [(origin.node, origin.incarnation, total) for origin, total in sorted(sums.items())],
-        store.stable.digest(),
-    )
+    schema = store.schema if schema is None else schema
+    vector, sums = await store.read(partial(_vector_and_sums, schema=schema))
+    told = [(origin.node, origin.incarnation, total) for origin, total in sorted(sums.items())]
+    request = VerifyRequest(vector.to_wire(), told, schema, store.stable.digest())
     answer = await calls.call(address, "verify", msgspec.msgpack.encode(request), expect=node_id)
     verdict = decode(answer, VerifyAnswer)
     if not verdict.same_vector:
@@ -139,15 +149,23 @@ async def verify(store: Store, calls: Caller, node_id: str, address: Address) ->
     for node, incarnation in verdict.differing:
         origin = Origin(node, incarnation)
         log.error("replicas differ at equal vectors: origin %s of %s, compared with %s", incarnation, node, node_id)
-        ranges, rows = await _repair_origin(store, calls, node_id, address, origin, vector.head(origin))
+        peer = _Peer(node_id, address, schema)
+        ranges, rows = await _repair_origin(store, calls, peer, origin, vector.head(origin))
         differing += ranges
         repaired += rows
     return VerifyResult(True, differing, repaired)
 
 
-async def _repair_origin(
-    store: Store, calls: Caller, node_id: str, address: Address, origin: Origin, head: int
-) -> tuple[int, int]:
+@dataclass(frozen=True, slots=True)
+class _Peer:
+    """Whom we compare with, and by which tables."""
+
+    node_id: str
+    address: Address
+    schema: int
+
+
+async def _repair_origin(store: Store, calls: Caller, peer: _Peer, origin: Origin, head: int) -> tuple[int, int]:
     pending, differing, repaired = [(1, head)], 0, 0
     for _ in range(ROUNDS_MAX):
         if not pending:
@@ -156,7 +174,7 @@ async def _repair_origin(
         if hi - lo < LEAF_ROWS_MAX:
             differing += 1
             body = msgspec.msgpack.encode(RowsRequest((origin.node, origin.incarnation), lo, hi))
-            answer = await calls.call(address, "rows", body, expect=node_id)
+            answer = await calls.call(peer.address, "rows", body, expect=peer.node_id)
             rows = decode_rows(answer, limits=CHUNK_LIMITS)
             verdicts = await store.write(partial(_merge_all, rows=rows), remote=True, rows=len(rows))
             repaired += verdicts.count("applied")
@@ -164,9 +182,9 @@ async def _repair_origin(
                 pending.append((rows[-1].seq + 1, hi))  # large rows: the answer was full before its range ended
             continue
         ranges = split(lo, hi)
-        body = msgspec.msgpack.encode(RangesRequest((origin.node, origin.incarnation), ranges))
-        theirs = decode(await calls.call(address, "ranges", body, expect=node_id), list[Sum])
-        ours = await store.read(partial(_range_sums, origin=origin, ranges=ranges))
+        body = msgspec.msgpack.encode(RangesRequest((origin.node, origin.incarnation), ranges, peer.schema))
+        theirs = decode(await calls.call(peer.address, "ranges", body, expect=peer.node_id), list[Sum])
+        ours = await store.read(partial(_range_sums, origin=origin, ranges=ranges, schema=peer.schema))
         pending.extend(each for each, mine, other in zip(ranges, ours, theirs, strict=False) if mine != other)
     return differing, repaired
 
@@ -177,13 +195,13 @@ def split(lo: int, hi: int) -> list[tuple[int, int]]:
     return [(start, min(start + width - 1, hi)) for start in range(lo, hi + 1, width)]
 
 
-def _range_sums(reader: Reader, *, origin: Origin, ranges: list[tuple[int, int]]) -> list[Sum]:
-    return [reader.range_sum(origin, lo, hi) for lo, hi in ranges]
+def _range_sums(reader: Reader, *, origin: Origin, ranges: list[tuple[int, int]], schema: int) -> list[Sum]:
+    return [reader.range_sum(origin, lo, hi, schema) for lo, hi in ranges]
 
 
 def _merge_all(tx: Transaction, *, rows: list[Row]) -> list[str]:
     return [tx.merge(row, Arrival.REPAIRED) for row in rows]
 
 
-def _vector_and_sums(reader: Reader) -> tuple[VersionVector, dict[Origin, Sum]]:
-    return reader.vector(), reader.sums()
+def _vector_and_sums(reader: Reader, *, schema: int) -> tuple[VersionVector, dict[Origin, Sum]]:
+    return reader.vector(), reader.sums(schema)

@@ -77,7 +77,7 @@ class Reader:
         """The current version of a row, also when it is a tombstone (`row.deleted`); None when it never existed."""
         sql = self._tables[table]
         found = self._connection.execute(sql.get, (namespace, key)).fetchone()
-        return None if found is None else self._row(sql, found)
+        return None if found is None else read_row(sql, found, self._origins)
 
     def select(
         self, table: str, where: str = "1", params: Sequence[Value] = (), *, order: str = "", limit: int | None = None
@@ -94,7 +94,7 @@ class Reader:
         if limit is not None:
             statement += " LIMIT ?"
             params = (*params, limit)
-        return [self._row(sql, found) for found in self._connection.execute(statement, tuple(params))]
+        return [read_row(sql, found, self._origins) for found in self._connection.execute(statement, tuple(params))]
 
     def sql(self, statement: str, params: Sequence[Value] = ()) -> list[tuple[Any, ...]]:
         """The result of a query over local tables, or an aggregate."""
@@ -182,31 +182,35 @@ class Reader:
 
     def _table_by_dot(self, sql: TableSql, oid: int, lo: int, hi: int) -> Iterator[Row]:
         for found in self._connection.execute(sql.by_dot, (oid, lo, hi)):
-            yield self._row(sql, found)
+            yield read_row(sql, found, self._origins)
 
     def _quarantined(self, oid: int, lo: int, hi: int) -> Iterator[Row]:
         # Their dots count as seen here, so nobody would ever ask another node for them: hand them on.
         for (data,) in self._connection.execute(_QUARANTINED, (oid, lo, hi, *RELAYED)):
             yield from decode_rows(data, limits=CHUNK_LIMITS)
 
-    def sums(self) -> dict[Origin, tuple[int, int, int]]:
+    def sums(self, schema: int | None = None) -> dict[Origin, tuple[int, int, int]]:
         """For each origin the number of current rows and the sums of their two digest parts.
 
-        Replicas with equal vectors and nothing in quarantine have equal sums.
+        Replicas with equal vectors and nothing in quarantine have equal sums. With a `schema`, only tables count that a
+        release of that schema version knows: its node holds the rows of all others in quarantine.
         """
         totals: dict[int, tuple[int, int, int]] = {}
-        for sql in self._tables.values():
+        for sql in self._tables_at(schema):
             for oid, count, d1, d2 in self._connection.execute(sql.sums):
                 before = totals.get(oid, (0, 0, 0))
                 totals[oid] = (before[0] + count, before[1] + d1, before[2] + d2)
         named = {self._origins.origin(oid): total for oid, total in totals.items()}
         return dict(sorted(named.items()))
 
-    def range_sum(self, origin: Origin, lo: int, hi: int) -> tuple[int, int, int]:
+    def _tables_at(self, schema: int | None) -> list[TableSql]:
+        return [sql for sql in self._tables.values() if schema is None or sql.table.since <= schema]
+
+    def range_sum(self, origin: Origin, lo: int, hi: int, schema: int | None = None) -> tuple[int, int, int]:
         """Like `sums`, for one origin's rows with sequence numbers `lo..hi`."""
         oid = self._origins.number(origin)
         count = d1 = d2 = 0
-        for sql in self._tables.values():
+        for sql in self._tables_at(schema):
             for part in self._connection.execute(sql.range_sum, (oid, lo, hi)):
                 count, d1, d2 = count + part[0], d1 + part[1], d2 + part[2]
         return count, d1, d2
@@ -215,26 +219,27 @@ class Reader:
         """All current rows of one origin with sequence numbers `lo..hi`, and quarantined ones that are handed on."""
         return list(self._rows_by_dot(origin, lo, hi))
 
-    def _row(self, sql: TableSql, found: Sequence[Any]) -> Row:
-        values: dict[str, Value] = {
-            name: value for name, value in zip(sql.columns, found[_FIRST_COLUMN:-1], strict=True) if value is not None
-        }
-        if found[-1] is not None:
-            values.update(decode_values(found[-1]))
-        origin = self._origins.origin(found[11])
-        return Row(
-            table=sql.table.name,
-            namespace=found[1],
-            key=found[2],
-            generation=found[3],
-            deleted=found[4] != 0,
-            rank=found[5],
-            cluster_epoch=found[6],
-            lease_epoch=found[7],
-            lease_hlc=found[8],
-            hlc=found[9],
-            node=found[10],
-            origin=origin,
-            seq=found[12],
-            values=values,
-        )
+
+def read_row(sql: TableSql, found: Sequence[Any], origins: OriginTable) -> Row:
+    """The row in one result of `sql.select`."""
+    values: dict[str, Value] = {
+        name: value for name, value in zip(sql.columns, found[_FIRST_COLUMN:-1], strict=True) if value is not None
+    }
+    if found[-1] is not None:
+        values.update(decode_values(found[-1]))
+    return Row(
+        table=sql.table.name,
+        namespace=found[1],
+        key=found[2],
+        generation=found[3],
+        deleted=found[4] != 0,
+        rank=found[5],
+        cluster_epoch=found[6],
+        lease_epoch=found[7],
+        lease_hlc=found[8],
+        hlc=found[9],
+        node=found[10],
+        origin=origins.origin(found[11]),
+        seq=found[12],
+        values=values,
+    )

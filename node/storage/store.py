@@ -79,11 +79,14 @@ class Store:
         self._path = path
         self._single_connection = not env.disk.shared_memory
         self._tables = tuple(tables)
+        migrations = load_migrations() if migrations is None else migrations
+        self.schema = migrations[-1].version
+        """The newest migration of this release, which an open database has had."""
         self._writer = Writer(
             path,
             env.disk.vfs,
             self._tables,
-            load_migrations() if migrations is None else migrations,
+            migrations,
             node_id=node_id,
             entropy=env.entropy,
             exclusive=self._single_connection,
@@ -371,6 +374,8 @@ class Store:
     def _release(self, transaction: Transaction) -> None:
         ledger = self._writer.ledger
         hlc_max = (ledger.now_ms + DRIFT_MAX_MS) << COUNTER_BITS
-        transaction.release_parked([table.name for table in self._tables], hlc_max=hlc_max, rows_max=RELEASE_ROWS_MAX)
+        names = [table.name for table in self._tables]
+        released = transaction.release_parked(names, hlc_max=hlc_max, rows_max=RELEASE_ROWS_MAX)
         ((waiting,),) = transaction.sql("SELECT count(*) FROM quarantine WHERE reason = 'future-stamp'")
-        ledger.future_parked = waiting > 0
+        # After an upgrade there may be more rows of a new table than one round releases.
+        ledger.future_parked = waiting > 0 or released == RELEASE_ROWS_MAX

@@ -25,7 +25,7 @@ from mesh.tables import Value
 from mesh.version_vector import VersionVector
 from node.storage.garbage import adopt, collect, drop_unsent, forget, is_garbage
 from node.storage.origins import NO_ORIGIN, OriginTable
-from node.storage.reader import Reader
+from node.storage.reader import Reader, read_row
 from node.storage.schema import TableSql
 
 Hook = Callable[["Transaction", Row | None, Row], None]
@@ -342,7 +342,7 @@ class Transaction(Reader):
         found = self._connection.execute(sql.get, (namespace, key)).fetchone()
         if found is None:
             return self._remember(sql, namespace, key, None, None)
-        return self._remember(sql, namespace, key, int(found[0]), self._row(sql, found))
+        return self._remember(sql, namespace, key, int(found[0]), read_row(sql, found, self._origins))
 
     def _remember(
         self, sql: TableSql, namespace: str, key: str, rowid: int | None, row: Row | None

@@ -21,10 +21,11 @@ from mesh.tables import Table
 from mesh.version_vector import VersionVector
 from node.storage import garbage
 from node.storage.database import APPLICATION_ID, DISK_ERRORS, open_connection, secure_log, unusable
-from node.storage.migrate import Migration, check_migrations, migrate_up
+from node.storage.migrate import Migration, check_migrations
 from node.storage.origins import NO_ORIGIN, Marker, MarkerFile, OriginTable
 from node.storage.reader import Reader
-from node.storage.schema import apply_declarations, table_sql
+from node.storage.schema import table_sql
+from node.storage.schema_changes import upgrade
 from node.storage.transaction import Change, Hook, Ledger, Transaction
 
 _META_ORIGIN = "engine.origin"
@@ -102,9 +103,7 @@ class Writer:
         try:
             self._check(connection)
             connection.execute("BEGIN IMMEDIATE")
-            migrate_up(connection, self._migrations[:1], now_ms=now_ms)
-            apply_declarations(connection, self._tables)
-            migrate_up(connection, self._migrations, now_ms=now_ms)
+            upgrade(connection, self._tables, self._migrations, now_ms=now_ms)
             connection.pragma("application_id", APPLICATION_ID)
             connection.execute("COMMIT")
             connection.set_wal_hook(self._on_wal)

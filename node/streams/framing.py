@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import trio
 
 from mesh.errors import FrameError
+from mesh.protocol import Speaks
 from node.env import PeerIdentity, SecureStream
 from node.streams.frames import FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, FrameDecoder, encode_frames
 
@@ -29,7 +30,7 @@ class FramedStream:
     exception of either, the stream is of no more use.
     """
 
-    __slots__ = ("_cluster", "_decoder", "_message_bytes_max", "_stall_s", "_stream", "bytes_received")
+    __slots__ = ("_cluster", "_decoder", "_message_bytes_max", "_stall_s", "_stream", "bytes_received", "speaks")
 
     def __init__(
         self,
@@ -45,6 +46,8 @@ class FramedStream:
         self._stall_s = stall_s
         self._decoder = FrameDecoder(cluster, message_bytes_max=message_bytes_max)
         self.bytes_received = 0
+        self.speaks: Speaks | None = None
+        """What the peer has said that it speaks; None before its first message."""
 
     @property
     def peer(self) -> PeerIdentity:

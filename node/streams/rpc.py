@@ -16,6 +16,7 @@ import trio
 
 from mesh.errors import FrameError, LimitError, RelayMeshError, UnavailableError
 from mesh.ids import Address
+from mesh.protocol import SILENT, Speaks, common, refusal, this_release
 from node.env import Net, PeerIdentity, SecureStream
 from node.streams.frames import LOCAL_CLUSTER
 from node.streams.framing import FramedStream, StalledError
@@ -25,6 +26,7 @@ from node.streams.rpc_messages import (
     Call,
     End,
     Error,
+    Hello,
     Part,
     Reply,
     Tick,
@@ -76,7 +78,10 @@ class RpcServer:
         connections_max: int = CONNECTIONS_MAX,
         idle_s: float = SERVER_IDLE_S,
         tick_s: float = TICK_S,
+        speaks: Speaks | None = None,
     ) -> None:
+        """`speaks` is what askers are told and measured by; by default, what this release speaks."""
+        self.speaks = speaks or this_release()
         self._verbs = verbs
         self._cluster = cluster
         self._connections_max = connections_max
@@ -88,6 +93,8 @@ class RpcServer:
         """Requests that reached a handler, by verb."""
         self.errors: Counter[str] = Counter()
         """Error replies, by code."""
+        self.protocols: Counter[int] = Counter()
+        """Streams of peers served so far, by the protocol version that they use."""
 
     @property
     def connections(self) -> int:
@@ -109,6 +116,16 @@ class RpcServer:
             await connection.run()
         finally:
             self._open[local] -= 1
+
+    def refuses(self, speaks: Speaks, peer: PeerIdentity) -> Error | None:
+        """The reply to a peer with which we have no version of the protocol in common; None when we have one."""
+        shared = common(self.speaks, speaks)
+        if shared is None:
+            text = refusal(self.speaks, speaks, peer.name)
+            log.warning("refused a stream: %s", text)
+            return self.refusal("protocol", text)
+        self.protocols[shared] += peer.role == "node"
+        return None
 
     async def answer(self, call: Call, peer: PeerIdentity, send: Send) -> End | Error:
         """Run one request to its reply. Only cancellation comes out as an exception."""
@@ -222,8 +239,19 @@ class _Connection:
             except FrameError as error:
                 await self._send(self._server.refusal("frame", str(error)))
             else:
-                await self._send_answer(await self._server.answer(call, self._framed.peer, self._send_part))
+                await self._send_answer(await self._answer(call))
             self._unanswered -= 1
+
+    async def _answer(self, call: Call) -> End | Error:
+        if self._framed.speaks is None:
+            if call.speaks is not None:
+                await self._send(Hello(self._server.speaks))
+            speaks = call.speaks or SILENT
+            refused = self._server.refuses(speaks, self._framed.peer)
+            if refused is not None:
+                return refused
+            self._framed.speaks = speaks
+        return await self._server.answer(call, self._framed.peer, self._send_part)
 
     async def _send_answer(self, reply: End | Error) -> None:
         try:
@@ -278,7 +306,17 @@ class RpcPool:
     its askers use: pools full of calls that wait for each other would wait for ever.
     """
 
-    def __init__(self, net: Net, cluster: bytes, *, calls_max: int = CALLS_MAX, idle_s: float = POOL_IDLE_S) -> None:
+    def __init__(
+        self,
+        net: Net,
+        cluster: bytes,
+        *,
+        calls_max: int = CALLS_MAX,
+        idle_s: float = POOL_IDLE_S,
+        speaks: Speaks | None = None,
+    ) -> None:
+        """`speaks` is what peers are told and measured by; by default, what this release speaks."""
+        self.speaks = speaks or this_release()
         self._net = net
         self._cluster = cluster
         self._idle_s = idle_s
@@ -365,7 +403,8 @@ class RpcPool:
     ) -> bytes:
         """One request and its replies. The connection is kept if it can be used again, and else closed."""
         try:
-            reply = await self._converse(framed, Call(verb, body), timeout_s, on_part)
+            opening = self.speaks if framed.speaks is None else None
+            reply = await self._converse(framed, Call(verb, body, opening), timeout_s, on_part)
         except BaseException:
             await framed.aclose()
             raise
@@ -392,12 +431,20 @@ class RpcPool:
             except _GONE as error:
                 unheard = framed.bytes_received == heard_before and not isinstance(error, StalledError)
                 raise _LostError(failure_text(error), unheard=unheard) from error
+            if framed.speaks is None:
+                self._meet(framed, reply.speaks if isinstance(reply, Hello) else SILENT)
             if isinstance(reply, (End, Error)):
                 return reply
             if isinstance(reply, Part):
                 if on_part is None:
                     raise _LostError("it sends parts where none belong", unheard=False)
                 await on_part(reply.body)
+
+    def _meet(self, framed: FramedStream, theirs: Speaks) -> None:
+        # The server refuses us by the same rule; but one that did not would be misunderstood.
+        if common(self.speaks, theirs) is None:
+            raise UnavailableError(refusal(self.speaks, theirs, framed.peer.name))
+        framed.speaks = theirs
 
     @staticmethod
     async def _next_reply(framed: FramedStream, timeout_s: float) -> Reply:

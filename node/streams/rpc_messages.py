@@ -2,12 +2,14 @@
 
 A connection carries one request after another, as msgpack arrays:
 
-    ["call", verb, body]                      the request
+    ["call", verb, body, speaks]              the request; the first one on a connection says what the asker speaks
+    ["hello", speaks]                         the first reply to an asker that said so: what the server speaks
     ["part", body]*                           what comes before the answer, in order
     ["end", body] | ["error", code, text]     the answer
     ["tick"]                                  sent while a request runs, so that silence means a dead peer
 
-More elements than these are ignored, so that a newer release may add some.
+Both ends then use the highest version of the protocol that both speak (`mesh.protocol.common`); whoever says nothing
+speaks version 1. More elements than these are ignored, so that a newer release may add some.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from mesh.errors import (
     StoreError,
     UnavailableError,
 )
+from mesh.protocol import Speaks
 
 TICK_S = 2.0
 SILENCE_S = 10.0
@@ -39,11 +42,12 @@ _ERROR_CLASSES: Mapping[str, type[RelayMeshError]] = {
     "config": ConfigError,
     "unavailable": UnavailableError,
     "busy": UnavailableError,
+    "protocol": UnavailableError,
     "store": StoreError,
     "record": RecordError,
     "frame": FrameError,
 }
-_CODES = {kind: code for code, kind in _ERROR_CLASSES.items() if code != "busy"}
+_CODES = {kind: code for code, kind in _ERROR_CLASSES.items() if code not in ("busy", "protocol")}
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True, tag="call"):
@@ -51,6 +55,13 @@ class Call(msgspec.Struct, frozen=True, array_like=True, tag="call"):
 
     verb: str
     body: bytes
+    speaks: Speaks | None = None
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
+    """What the server speaks; sent once, before anything else."""
+
+    speaks: Speaks
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True, tag="part"):
@@ -80,11 +91,11 @@ class Tick(msgspec.Struct, frozen=True, array_like=True, tag="tick"):
     """The request is still running."""
 
 
-Reply = Part | End | Error | Tick
+Reply = Hello | Part | End | Error | Tick
 
 _encoder = msgspec.msgpack.Encoder()
 _call_decoder = msgspec.msgpack.Decoder(Call)
-_reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Part | End | Error | Tick)
+_reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Hello | Part | End | Error | Tick)
 
 
 def encode(message: Call | Reply) -> bytes:

@@ -81,7 +81,7 @@ class MeshView(Protocol):
         ...
 
 
-class OfferRequest(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+class OfferRequest(msgspec.Struct, array_like=True):
     """`offer`: will you own these steps? The answer is the number that is accepted, first ones first."""
 
     rows: bytes
@@ -142,6 +142,7 @@ class Ownership:
         self._offer = offer
         self._timing = timing
         self._offers: dict[str, Offer] = {}
+        self._releases: dict[str, str | None] = {}
         self._unknown_since: dict[str, float] = {}
         self._heard_of: dict[str, float] = {}
         """When rows last came that an owner wrote whom we hold DEAD: after a cut heals, they come before it does."""
@@ -194,6 +195,7 @@ class Ownership:
             self._offers.pop(row.key, None)
         else:
             self._offers[row.key] = read_offer(row)
+            self._releases[row.key] = row.text("version") or None
         self.on_member_changed()
 
     # --- who could do it ---
@@ -478,6 +480,10 @@ class Ownership:
         moved = await self._store.write(give)
         self.handed_over_total += len(moved)
         return encode_rows(await self._store.read(lambda reader: _with_needs(reader, moved)))
+
+    def release_of(self, node: str) -> str | None:
+        """The release that a node's profile names, as nodes of every release do; None when none is known."""
+        return self._releases.get(node)
 
     async def announce(self, labels: Mapping[str, str], slots: int, version: str) -> None:
         """Publish what this node can run, if that differs from what its profile says now: no write without a change."""

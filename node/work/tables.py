@@ -107,7 +107,7 @@ HISTORY = Table(
 )
 
 PAYLOADS = Table(
-    "payloads", Register.IMMUTABLE, (Column("content", "blob"), Column("task_id")), Parent("tasks", "task_id")
+    "payloads", Register.IMMUTABLE, (Column("content", "blob"), Column("task_id", since=4)), Parent("tasks", "task_id")
 )
 
 PROFILES = Table(

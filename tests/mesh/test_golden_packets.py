@@ -29,6 +29,7 @@ from mesh.messages import (
     VectorHint,
 )
 from mesh.own_record import OwnRecord
+from mesh.protocol import SILENT
 from mesh.records import RecordVerifier
 from mesh.sealing import KeyRing, KeyState, RingKey, Sealer, receiver_tag
 
@@ -87,6 +88,16 @@ def test_a_golden_packet_is_written_and_read_as_before(name: str) -> None:
 def test_the_golden_record_still_verifies() -> None:
     record = RecordVerifier(Authority(MESH.ca_public_key)).verify(RECORD.raw)
     assert (record.node_id, record.life) == ("node-a", LIFE)
+
+
+@pytest.mark.parametrize("name", ["record", "rumor-record", "call"])
+def test_a_record_of_the_first_release_is_read_as_speaking_the_first_protocol(name: str) -> None:
+    packet = sealer().open(bytes.fromhex((FOLDER.parent / "packets-0.1" / f"{name}.hex").read_text()))
+    item = codec.decode(packet.body)[0]
+    record = RecordVerifier(Authority(MESH.ca_public_key)).verify(
+        item.payload if isinstance(item, Rumor) else item.record
+    )
+    assert (record.node_id, record.life, record.body.speaks) == ("node-a", LIFE, SILENT)
 
 
 def test_every_golden_file_belongs_to_a_packet() -> None:

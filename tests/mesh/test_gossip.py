@@ -25,6 +25,8 @@ from mesh.membership import Member, Status
 from mesh.messages import CLAIM_BYTES_MAX, Claim, Digest, Item, Ping, Reason, Rumor, RumorKind, SignedRecord
 from mesh.own_record import OwnRecord
 from mesh.profiles import LOCAL
+from mesh.protocol import Speaks
+from mesh.records import RecordBody, sign_record
 from mesh.sealing import Sealer, receiver_tag
 from tests.mesh.gossip_harness import World
 
@@ -370,6 +372,50 @@ def test_a_published_topic_reaches_everyone_exactly_once(count: int, loss: float
         assert (received.topic, received.payload) == (3, payload)
         assert received.via in names
     assert world.effects(names[0], RumorReceived) == []
+
+
+def test_a_rumor_of_a_kind_that_only_a_newer_release_knows_is_passed_on_unread() -> None:
+    world = World(seed=3)
+    names = world.mesh_of(3)
+    first, middle, last = (world.engines[name].gossip for name in names)
+    world.cut(names[:1], names[2:])
+    heard: list[Rumor] = []
+    world.on_send.append(
+        lambda _, receiver, data: heard.extend(rumors_of_tomorrow(last, data) if receiver == names[2] else [])
+    )
+    own = first.members.own
+    item = Rumor(own.tag, own.life, 2**40, 8, 99, 7, b"of tomorrow")
+    Forger(world, names[0]).say(names[1], item)
+    world.run(2.0)
+    assert heard
+    assert {(rumor.kind, rumor.topic, rumor.payload) for rumor in heard} == {(99, 7, b"of tomorrow")}
+    assert max(rumor.ttl for rumor in heard) == 7
+    assert middle.statistics().rumors_queued == 0
+    assert world.effects(names[1], RumorReceived) == []
+
+
+def rumors_of_tomorrow(reader: Gossip, data: bytes) -> list[Rumor]:
+    items = codec.decode(reader._sealer.open(data).body)
+    return [item for item in items if isinstance(item, Rumor) and item.kind == 99]
+
+
+def test_a_record_with_fields_of_a_newer_release_is_believed_and_passed_on_as_it_came() -> None:
+    class Tomorrow(RecordBody, frozen=True, array_like=True, kw_only=True):
+        mood: str = "sunny"
+
+    world = World(seed=4)
+    names = world.mesh_of(2)
+    identity = world.credentials.identity("newer")
+    own = OwnRecord(identity, boot=1, process=1, address=Address("127.0.0.9", 1), rpc_address=Address("127.0.0.9", 2))
+    told = msgspec.structs.asdict(own.current.body) | {"speaks": Speaks(2, 9, 40, "9.1")}
+    raw = sign_record(identity, Tomorrow(**told)).raw
+    Forger(world, names[0]).say(names[1], SignedRecord(raw))
+    world.run(2.0)
+    for name in names:
+        members = world.engines[name].gossip.members
+        newer = members.get("newer")
+        assert newer is not None
+        assert (newer.record, newer.speaks.release, members.protocol_with(newer)) == (raw, "9.1", 2)
 
 
 def test_a_topic_with_a_subject_replaces_what_was_not_sent_yet() -> None:

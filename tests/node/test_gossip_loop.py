@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 import trio
 
+from chaos.simulation.credentials import Credentials
 from mesh.effects import (
     MemberChanged,
     PacketRefused,
@@ -20,6 +21,9 @@ from mesh.effects import (
 )
 from mesh.errors import UnavailableError
 from mesh.ids import Address
+from mesh.membership import Membership
+from mesh.own_record import OwnRecord
+from mesh.profiles import LOCAL
 from mesh.takeover import OwnerState
 from node.gossip_loop import REFUSED_LOG_EVERY_S, GossipLoop
 from tests.node.simulated_env import HostClock, Paused, simulated_world
@@ -31,9 +35,11 @@ class ScriptedGossip:
     """A core that says what the test wants."""
 
     def __init__(self) -> None:
+        own = OwnRecord(Credentials(1).identity("a"), boot=1, process=1, address=PEER, rpc_address=PEER)
         self.deadline = float("inf")
         self.calls: list[Any] = []
         self.on_timer_effects: list[Any] = []
+        self.members = Membership(own.current, LOCAL, now=0.0)
 
     def start(self, now):
         self.calls.append(("start", now))

@@ -164,7 +164,7 @@ async def test_a_sound_database_that_cannot_be_used_now_is_not_to_be_moved_away(
     def refuse(*_, **_options):
         raise error
 
-    monkeypatch.setattr("node.storage.writer.migrate_up", refuse)
+    monkeypatch.setattr("node.storage.writer.upgrade", refuse)
     with pytest.raises(ConfigError, match=remedy) as refusal:
         await world.store().open()
     assert "move" not in str(refusal.value)

@@ -26,6 +26,7 @@ from mesh.errors import (
     UnavailableError,
 )
 from mesh.ids import Address
+from mesh.protocol import Speaks, this_release
 from node.env import PeerIdentity
 from node.streams import rpc_messages
 from node.streams.frames import LOCAL_CLUSTER, MESSAGE_BYTES_MAX, FrameDecoder, encode_message
@@ -488,11 +489,12 @@ async def test_a_request_that_got_a_part_of_an_answer_is_never_sent_again():
 
 
 async def test_a_fresh_connection_that_ends_at_once_hints_at_the_identity():
-    async def leave(peer, body, send):
-        await net.opened[-1].aclose()
-        await trio.sleep_forever()
+    async def leave(stream):
+        await stream.receive_some(1)
+        await stream.aclose()
 
-    async with running({"leave": Verb(leave)}) as (net, pool):
+    async with running({}) as (net, pool):
+        net._serve = leave
         with pytest.raises(UnavailableError, match=r"192\.0\.2\.1:18443 \(leave\).*may not accept this identity"):
             await pool.call(ADDRESS, "leave", b"")
         assert len(net.opened) == 1
@@ -606,7 +608,7 @@ async def test_a_peer_that_answers_nonsense_is_named():
 
 def test_messages_are_plain_msgpack_arrays():
     decode = msgspec.msgpack.decode
-    assert decode(rpc_messages.encode(rpc_messages.Call("pull", b"x"))) == ["call", "pull", b"x"]
+    assert decode(rpc_messages.encode(rpc_messages.Call("pull", b"x"))) == ["call", "pull", b"x", None]
     assert decode(rpc_messages.encode(rpc_messages.Part(b"x"))) == ["part", b"x"]
     assert decode(rpc_messages.encode(rpc_messages.End(b"x"))) == ["end", b"x"]
     assert decode(rpc_messages.encode(rpc_messages.Error("busy", "later"))) == ["error", "busy", "later"]
@@ -614,9 +616,8 @@ def test_messages_are_plain_msgpack_arrays():
 
 
 def test_elements_of_newer_releases_are_ignored():
-    assert rpc_messages.decode_call(msgspec.msgpack.encode(["call", "v", b"b", {"new": 1}])) == rpc_messages.Call(
-        "v", b"b"
-    )
+    newer = msgspec.msgpack.encode(["call", "v", b"b", None, {"new": 1}])
+    assert rpc_messages.decode_call(newer) == rpc_messages.Call("v", b"b")
 
 
 def test_an_error_code_of_a_newer_release_is_some_error():
@@ -630,3 +631,64 @@ def test_random_bytes_are_no_message_or_a_valid_one(data):
     for decode in (rpc_messages.decode_call, rpc_messages.decode_reply):
         with contextlib.suppress(FrameError):
             assert rpc_messages.encode(decode(data))
+
+
+# --- versions ---------------------------------------------------------------------------------------------------------
+
+
+async def opened(net: MemoryNet, speaks: Speaks | None) -> list[object]:
+    """What the server answers to the first call of a peer that speaks this."""
+    stream = await raw_stream(net)
+    call = rpc_messages.Call("echo", b"x", speaks)
+    framed = FramedStream(PlainStream(stream, SERVER), CLUSTER)
+    await framed.send(rpc_messages.encode(call))
+    replies = [msgspec.msgpack.decode(await framed.receive())]
+    while replies[-1][0] not in ("end", "error"):
+        replies.append(msgspec.msgpack.decode(await framed.receive()))
+    await framed.aclose()
+    return replies
+
+
+async def test_the_first_messages_of_a_stream_say_what_both_ends_speak():
+    async with running({"echo": Verb(echo)}, speaks=Speaks(1, 4, 9, "4.0")) as (net, pool):
+        pool.speaks = Speaks(2, 3, 5, "2.0")
+        for _ in range(3):
+            assert await pool.call(ADDRESS, "echo", b"x") == b"x"
+        assert net.server.protocols == {3: 1}
+        assert [kept.framed.speaks.release for kept in pool._kept.values()] == ["4.0"]
+        assert await opened(net, pool.speaks) == [["hello", [1, 4, 9, "4.0"]], ["end", b"x"]]
+
+
+async def test_a_peer_that_does_not_say_what_it_speaks_is_answered_in_the_first_protocol():
+    async with running({"echo": Verb(echo)}) as (net, _):
+        assert await opened(net, None) == [["end", b"x"]]
+        assert net.server.protocols == {1: 1}
+
+
+@pytest.mark.parametrize("client", [Speaks(5, 6, 9, "5.0"), Speaks(1, 1, 3, "0.1")])
+async def test_a_peer_out_of_range_is_refused_with_both_versions_and_counted(client, caplog):
+    async with running({"echo": Verb(echo)}, speaks=Speaks(2, 4, 9, "4.0")) as (net, pool):
+        pool.speaks = client
+        with pytest.raises(UnavailableError, match=rf"protocol 2 to 4, and this node \(release {client.release}\)"):
+            await pool.call(ADDRESS, "echo", b"x")
+        _, (kind, code, text) = await opened(net, client)
+        assert (kind, code) == ("error", "protocol")
+        assert f"node-c (release {client.release}) speaks protocol {client.versions}, and this node" in text
+        assert net.server.errors["protocol"] >= 1
+        assert not net.server.calls
+    assert text in caplog.text
+
+
+async def test_a_server_that_does_not_say_what_it_speaks_is_refused_by_a_client_that_cannot_speak_the_first_protocol():
+    async with running({"echo": Verb(echo)}) as (net, pool):
+        pool.speaks = Speaks(2, 3, 5, "2.0")
+
+        async def of_the_first_release(stream: PlainStream) -> None:
+            await stream.receive_some(1000)
+            await stream.send_all(encode_message(CLUSTER, rpc_messages.encode(rpc_messages.End(b"x"))))
+
+        net._serve = of_the_first_release
+        with pytest.raises(UnavailableError, match=r"node-s speaks protocol 1, and this node \(release 2.0\) 2 to 3"):
+            await pool.call(ADDRESS, "echo", b"x")
+        pool.speaks = this_release()
+        assert await pool.call(ADDRESS, "echo", b"x") == b"x"

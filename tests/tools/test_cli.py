@@ -137,7 +137,7 @@ COMMANDS = (
     ),
     *("agents", "members", "mesh-summary", "health", "stats", "metrics"),
     *("ownership-events", "lease-conflicts", "cluster-state"),
-    *("cluster-epoch-bump", "mesh-recover", "maintenance", "version", "demo"),
+    *("cluster-epoch-bump", "mesh-recover", "maintenance", "upgrade-rehearsal", "version", "demo"),
 )
 
 
@@ -180,7 +180,7 @@ def test_a_real_process_prints_its_version_and_how_long_that_took():
 
     print(f"start-up: {(time.perf_counter() - started) * 1000:.0f} ms")
     assert ran.returncode == 0
-    assert set(json.loads(ran.stdout)) == {"version"}
+    assert set(json.loads(ran.stdout)) == {"version", "protocol"}
 
 
 def test_the_version_of_a_node_is_shown_when_one_is_named(fake_node, relaymesh):

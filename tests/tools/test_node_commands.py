@@ -74,3 +74,17 @@ def test_members_that_are_well_fit_eighty_columns_and_trouble_is_shown_beside_th
     assert troubled.splitlines()[0].split()[4:] == ["EFFECTIVE_STATUS", "STORE_FAILED", "ACCUSERS"]
     assert troubled.splitlines()[2].split()[4:] == ["DEAD", "yes", "-"]
     assert troubled.splitlines()[3].endswith("node-a (probe)")
+
+
+def test_members_show_their_release_and_protocol_and_a_problem_only_where_there_is_one(fake_node, relaymesh):
+    ours = {"nodeId": "a", "status": "ALIVE", "effectiveStatus": "ALIVE", "release": "0.2.0", "protocol": "1 to 2"}
+    other = {**ours, "nodeId": "b", "release": "9.1", "protocol": "7"}
+    fake_node.answers["members"] = [{**ours, "protocolProblem": None}, other]
+    shown = relaymesh("--root", fake_node.root, "members").out
+    assert shown.splitlines()[0].split() == ["NODE_ID", "STATUS", "RELEASE", "PROTOCOL"]
+    assert "0.2.0" in shown
+
+    fake_node.answers["members"] = [ours, {**other, "protocolProblem": "b speaks protocol 7, and this node 1 to 2"}]
+    shown = relaymesh("--root", fake_node.root, "members").out
+    assert "PROTOCOL_PROBLEM" in shown
+    assert "b speaks protocol 7, and this node 1 to 2" in shown
