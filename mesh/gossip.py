@@ -78,7 +78,8 @@ class Gossip:
     `entropy` gives secret random bytes; `rng` everything that may be replayed from a seed. `boot` counts the starts of
     this node and was persisted before. `seeds` may contain our own address. `known` are `Member.record`s of earlier
     runs; some of those members are called at once, and all judged only by the normal suspicion. `verifier` and
-    `packet_keys` are for many engines of one mesh in one process: what one has worked out, the others need not.
+    `packet_keys` are for many engines of one mesh in one process: what one has worked out, the others need not. The
+    verifier's authority also knows who was revoked, by the list with the number `revocations`.
     """
 
     def __init__(
@@ -98,14 +99,24 @@ class Gossip:
         encrypt: bool = True,
         verifier: RecordVerifier | None = None,
         packet_keys: PacketKeys | None = None,
+        revocations: int = 0,
     ) -> None:
         # The random process number tells two starts of one cloned disk apart: in nonces, replay windows and the record.
         process = int.from_bytes(entropy(4), "big") % (1 << PROCESS_BITS)
-        authority = Authority(identity.ca_public_key)
+        verifier = verifier or RecordVerifier(Authority(identity.ca_public_key))
+        authority = verifier.authority
         authority.check(identity.certificate)
         self.profile = profile
         self.effective = effective or EffectiveState()
-        self._own = OwnRecord(identity, boot=boot, process=process, address=address, rpc_address=rpc_address)
+        self._own = OwnRecord(
+            identity,
+            boot=boot,
+            process=process,
+            address=address,
+            rpc_address=rpc_address,
+            ring=ring.number,
+            revocations=revocations,
+        )
         self.members = Membership(self._own.current, profile, now=0.0)
         self._tag = self._own.current.tag
         self._process = process
@@ -133,7 +144,7 @@ class Gossip:
             profile=profile,
             members=self.members,
             own=self._own,
-            verifier=verifier or RecordVerifier(authority),
+            verifier=verifier,
             news=self._news,
             health=self._health,
             effective=self.effective,
@@ -244,6 +255,20 @@ class Gossip:
         self._enter(now)
         # A goodbye is the last word: one signed after it would never win over the first.
         record = None if self._own.left else self._own.set_store_failed(failed)
+        if record is not None:
+            self._verdicts.announce(record, now)
+        return self._outbox.take()
+
+    def install_trust(self, ring: KeyRing, revocations: int, now: float) -> list[Effect]:
+        """Seal with this ring from now on, drop whom our authority refuses by now, and say in our record what we have.
+
+        Ring and revocations must be durable before: peers act on the record.
+        """
+        self._enter(now)
+        self._sealer.ring = ring
+        self._verdicts.expel_revoked()
+        self._forget_pruned(now)
+        record = None if self._own.left else self._own.set_installed(ring=ring.number, revocations=revocations)
         if record is not None:
             self._verdicts.announce(record, now)
         return self._outbox.take()

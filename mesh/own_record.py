@@ -16,7 +16,17 @@ from mesh.records import MemberRecord, RecordBody, sign_record
 class OwnRecord:
     """Signs what this node says about itself."""
 
-    def __init__(self, identity: Identity, *, boot: int, process: int, address: Address, rpc_address: Address) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        boot: int,
+        process: int,
+        address: Address,
+        rpc_address: Address,
+        ring: int = 0,
+        revocations: int = 0,
+    ) -> None:
         self._identity = identity
         body = RecordBody(
             certificate=identity.certificate,
@@ -29,6 +39,8 @@ class OwnRecord:
             port=address.port,
             rpc_host=rpc_address.host,
             rpc_port=rpc_address.port,
+            ring=ring,
+            revocations=revocations,
         )
         self.current: MemberRecord = sign_record(identity, body)
 
@@ -55,6 +67,13 @@ class OwnRecord:
         if self.current.body.store_failed == failed:
             return None
         return self._sign(msgspec.structs.replace(self.current.body, store_failed=failed))
+
+    def set_installed(self, *, ring: int, revocations: int) -> MemberRecord | None:
+        """Say which key ring and which revocations we have; None when that was said already."""
+        body = self.current.body
+        if (body.ring, body.revocations) == (ring, revocations):
+            return None
+        return self._sign(msgspec.structs.replace(body, ring=ring, revocations=revocations))
 
     def is_current(self, life: int, incarnation: int) -> bool:
         """True for the life and incarnation that we last signed: what is said of those must be refuted."""

@@ -79,6 +79,8 @@ class RingKey:
 
     secret: bytes = field(repr=False)
     state: KeyState
+    retiring_since_ms: int = 0
+    """When a RETIRING key became that, by the clock of whoever retired it; 0 for all others."""
     key_id: int = field(init=False)
     """Names the key on the wire without telling anything about it."""
 
@@ -90,9 +92,13 @@ class RingKey:
 
 
 class KeyRing:
-    """The keys a node accepts, one of which it seals with. ConfigError unless exactly one key is PRIMARY."""
+    """The keys a node accepts, one of which it seals with. ConfigError unless exactly one key is PRIMARY.
 
-    def __init__(self, keys: Iterable[RingKey]) -> None:
+    `number` counts the rings of a mesh, see `mesh.key_rotation`; the ring that it began with is number 0.
+    """
+
+    def __init__(self, keys: Iterable[RingKey], *, number: int = 0) -> None:
+        self.number = number
         listed = tuple(keys)
         self._by_id = {key.key_id: key for key in listed}
         if len(self._by_id) != len(listed):
