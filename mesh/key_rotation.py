@@ -11,6 +11,7 @@ members have the ring before is for the node to check that takes the next one in
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Annotated
 
@@ -26,6 +27,8 @@ GRACE_MS = 24 * 3_600_000
 KEYS_MAX = 16
 KIND = "ring"
 
+_NAME = re.compile(r"[0-9a-f]{8}")
+
 
 class _WireKey(msgspec.Struct, frozen=True, array_like=True):
     secret: Annotated[bytes, msgspec.Meta(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
@@ -38,9 +41,9 @@ _decoder = msgspec.msgpack.Decoder(Annotated[list[_WireKey], msgspec.Meta(min_le
 
 def add(ring: KeyRing, secret: bytes) -> KeyRing:
     """The ring with one more key, INSTALLED."""
-    if len(ring.keys()) >= KEYS_MAX:
+    if len(list(ring)) >= KEYS_MAX:
         raise ConflictError(f"the ring has {KEYS_MAX} keys: retire one first")
-    return KeyRing([*ring.keys(), RingKey(secret, KeyState.INSTALLED)], number=ring.number + 1)
+    return KeyRing([*ring, RingKey(secret, KeyState.INSTALLED)], number=ring.number + 1)
 
 
 def promote(ring: KeyRing, key_id: int) -> KeyRing:
@@ -49,7 +52,7 @@ def promote(ring: KeyRing, key_id: int) -> KeyRing:
     if chosen.state is KeyState.PRIMARY:
         raise ConflictError(f"key {key_name(key_id)} is the primary key already")
     states = {ring.primary.key_id: KeyState.INSTALLED, key_id: KeyState.PRIMARY}
-    keys = [replace(key, state=states.get(key.key_id, key.state)) for key in ring.keys()]
+    keys = [replace(key, state=states.get(key.key_id, key.state)) for key in ring]
     return KeyRing([_without_date(key) for key in keys], number=ring.number + 1)
 
 
@@ -63,7 +66,7 @@ def retire(ring: KeyRing, key_id: int, now_ms: int) -> KeyRing:
         raise ConflictError(f"key {key_name(key_id)} is what all members seal with: promote another one first")
     if chosen.state is KeyState.INSTALLED:
         marked = replace(chosen, state=KeyState.RETIRING, retiring_since_ms=now_ms)
-        keys = [marked if key is chosen else key for key in ring.keys()]
+        keys = [marked if key is chosen else key for key in ring]
         return KeyRing(keys, number=ring.number + 1)
     left_ms = chosen.retiring_since_ms + GRACE_MS - now_ms
     if left_ms > 0:
@@ -71,13 +74,13 @@ def retire(ring: KeyRing, key_id: int, now_ms: int) -> KeyRing:
             f"key {key_name(key_id)} is retiring: packets under it are accepted for {left_ms / 3_600_000:.1f} h more; "
             "retire it again after that"
         )
-    return KeyRing([key for key in ring.keys() if key is not chosen], number=ring.number + 1)
+    return KeyRing([key for key in ring if key is not chosen], number=ring.number + 1)
 
 
 def only_grew(before: KeyRing, after: KeyRing) -> bool:
     """True when nobody who still has the ring `before` can miss anything: every key is there, in the same state."""
-    states = {key.key_id: key.state for key in after.keys()}
-    return all(states.get(key.key_id) is key.state for key in before.keys())
+    states = {key.key_id: key.state for key in after}
+    return all(states.get(key.key_id) is key.state for key in before)
 
 
 def key_name(key_id: int) -> str:
@@ -87,15 +90,14 @@ def key_name(key_id: int) -> str:
 
 def parse_key_name(text: str) -> int:
     """The key id in a name; ConfigError when it is none."""
-    try:
-        return int(text, 16) if len(text) == 8 else int("no", 16)
-    except ValueError:
-        raise ConfigError(f"{text[:40]!r} names no key: give the eight characters that `mesh keys list` shows") from None
+    if not _NAME.fullmatch(text):
+        raise ConfigError(f"{text[:40]!r} names no key: give the eight characters that `mesh keys list` shows")
+    return int(text, 16)
 
 
 def sign_ring(ca_key: Ed25519PrivateKey, cluster: bytes, ring: KeyRing) -> bytes:
     """The CA's statement of this ring. It holds secrets: it travels on TLS streams only, and lies in files of 0600."""
-    wire = [_WireKey(key.secret, key.state, key.retiring_since_ms) for key in ring.keys()]
+    wire = [_WireKey(key.secret, key.state, key.retiring_since_ms) for key in ring]
     content = msgspec.msgpack.encode(wire)
     return sign_statement(ca_key, cluster=cluster, kind=KIND, number=ring.number, content=content)
 
@@ -113,7 +115,7 @@ def open_ring(authority: Authority, raw: bytes) -> tuple[KeyRing, Statement]:
 def _known(ring: KeyRing, key_id: int) -> RingKey:
     key = ring.get(key_id)
     if key is None:
-        known = ", ".join(key_name(each.key_id) for each in ring.keys())
+        known = ", ".join(key_name(each.key_id) for each in ring)
         raise NotFoundError(f"there is no key {key_name(key_id)}; the ring has {known}")
     return key
 

@@ -68,7 +68,8 @@ class Revocations:
 
     def refusal(self, role: str, name: str, enrolment: int) -> str | None:
         """Why this enrolment may take no part, in words for its owner; None when it may."""
-        if enrolment > self._highest.get((role, name), 0):
+        highest = self._highest.get((role, name))
+        if highest is None or enrolment > highest:
             return None
         return f"enrolment {enrolment} of {role} {name} was revoked: enroll it anew, or remove it"
 
@@ -92,7 +93,9 @@ class Revocations:
             tuple(sorted(dict.fromkeys([*self.fingerprints, *map(parse_fingerprint, fingerprints)]))),
         )
         if max(len(made.enrolments), len(made.serials), len(made.fingerprints)) > ENTRIES_MAX:
-            raise LimitError(f"more than {ENTRIES_MAX} revocations of a kind: make a new mesh, whose CA trusts nobody yet")
+            raise LimitError(
+                f"more than {ENTRIES_MAX} revocations of a kind: make a new mesh, whose CA trusts nobody yet"
+            )
         return made
 
 

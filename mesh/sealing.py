@@ -16,7 +16,7 @@ import enum
 import hashlib
 import hmac
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
@@ -111,6 +111,9 @@ class KeyRing:
     def get(self, key_id: int) -> RingKey | None:
         """The key with this id, in whatever state."""
         return self._by_id.get(key_id)
+
+    def __iter__(self) -> Iterator[RingKey]:
+        return iter(self._by_id.values())
 
     def keys(self) -> tuple[RingKey, ...]:
         """All keys, in the order given."""

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 import outcome
 import trio
 
+from node import durable_files
 from node.env import Env, Executor
 from node.streams.tls import TlsContexts
 from node.streams.trio_net import TrioNet
@@ -51,6 +52,17 @@ class LocalDisk:
         """Bytes that an ordinary user may still write where the root is."""
         space = os.statvfs(self.root)
         return space.f_bavail * space.f_frsize
+
+    def load(self, name: str) -> bytes | None:
+        """The content of a small file in the root; None when there is none."""
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def save(self, name: str, data: bytes) -> None:
+        """Replace that file whole and durably, mode 0600; OSError leaves the old one."""
+        durable_files.replace(self.root / name, data)
 
     def kernel_boot_id(self) -> str:
         """The kernel's random id of this start; it changes whenever the page cache was lost."""

@@ -101,6 +101,12 @@ class _HostDisk:
     def free_bytes(self) -> int:
         return self._host.disk.free_bytes()
 
+    def load(self, name: str) -> bytes | None:
+        return self._host.disk.load(str(self.root / name))
+
+    def save(self, name: str, data: bytes) -> None:
+        self._host.disk.replace(str(self.root / name), data)
+
     def kernel_boot_id(self) -> str:
         return f"{self._host.name}-boot-{self._host.boots}"
 

@@ -16,9 +16,10 @@ import trio
 
 from mesh.errors import FrameError, LimitError, RelayMeshError, UnavailableError
 from mesh.ids import Address
-from node.env import Net, PeerIdentity, SecureStream
+from node.env import PeerIdentity, SecureStream
 from node.streams.frames import LOCAL_CLUSTER
 from node.streams.framing import FramedStream, StalledError
+from node.streams.guard import Dialler, StreamGuard
 from node.streams.rpc_messages import (
     SILENCE_S,
     TICK_S,
@@ -73,12 +74,14 @@ class RpcServer:
         verbs: Mapping[str, Verb],
         *,
         cluster: bytes,
+        guard: StreamGuard | None = None,
         connections_max: int = CONNECTIONS_MAX,
         idle_s: float = SERVER_IDLE_S,
         tick_s: float = TICK_S,
     ) -> None:
         self._verbs = verbs
         self._cluster = cluster
+        self._guard = guard or StreamGuard(lambda _peer: None)
         self._connections_max = connections_max
         self.idle_s = idle_s
         self.tick_s = tick_s
@@ -104,11 +107,16 @@ class RpcServer:
                 self.refusal("busy", f"{self._connections_max} connections are open here: try again in a second")
             )
             return
+        refusal = self._guard.admit(stream)
+        if refusal is not None:
+            await connection.refuse(self.refusal("forbidden", refusal))
+            return
         self._open[local] += 1
         try:
             await connection.run()
         finally:
             self._open[local] -= 1
+            self._guard.forget(stream)
 
     async def answer(self, call: Call, peer: PeerIdentity, send: Send) -> End | Error:
         """Run one request to its reply. Only cancellation comes out as an exception."""
@@ -278,8 +286,10 @@ class RpcPool:
     its askers use: pools full of calls that wait for each other would wait for ever.
     """
 
-    def __init__(self, net: Net, cluster: bytes, *, calls_max: int = CALLS_MAX, idle_s: float = POOL_IDLE_S) -> None:
-        self._net = net
+    def __init__(
+        self, dialler: Dialler, cluster: bytes, *, calls_max: int = CALLS_MAX, idle_s: float = POOL_IDLE_S
+    ) -> None:
+        self._dialler = dialler
         self._cluster = cluster
         self._idle_s = idle_s
         self._turns = trio.Semaphore(calls_max, max_value=calls_max)
@@ -347,7 +357,7 @@ class RpcPool:
         return framed
 
     async def _connect(self, address: Address, expect: str | None) -> FramedStream:
-        stream = await self._net.connect(address)
+        stream = await self._dialler.connect(address)
         if stream.peer.role == "node" and expect in (None, stream.peer.name):
             return FramedStream(stream, self._cluster)
         await stream.aclose()
