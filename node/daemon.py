@@ -201,6 +201,8 @@ def spec_of(config: NodeConfig, enrolment: Enrolment) -> NodeSpec:
         node_id=config.node_id,
         identity=enrolment.identity(),
         ring=enrolment.ring(),
+        ring_statement=enrolment.ring_statement,
+        tls_certificate=enrolment.tls_certificate_pem,
         profile={"local": profiles.LOCAL, "lan": profiles.LAN, "wan": profiles.WAN}[config.profile],
         address=config.advertise,
         rpc_address=config.rpc_advertise,

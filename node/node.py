@@ -90,8 +90,9 @@ class Node:
         self.env = env
         self.spec = spec
         self.store = Store(env, WORK_TABLES, node_id=spec.node_id, path=env.disk.root / "relaymesh.db")
-        self._authority = Authority(spec.identity.ca_public_key)
-        self.trust = Trust(env, self._authority, ring=spec.ring, ring_statement=spec.ring_statement)
+        self.authority = Authority(spec.identity.ca_public_key)
+        """Who is trusted: all that is signed is checked against it."""
+        self.trust = Trust(env, self.authority, ring=spec.ring, ring_statement=spec.ring_statement)
         self.guard = StreamGuard(self._stream_refusal)
         dialler = GuardedDialler(env.net, self.guard)
         self.calls = RpcPool(dialler, spec.identity.certificate.cluster)
@@ -101,6 +102,7 @@ class Node:
         self.probe_calls = RpcPool(dialler, spec.identity.certificate.cluster)
         self.identity_conflict: str | None = None
         self.bundles_dropped = 0
+        self.started_at_ms = int(env.clock.wall() * 1000)
         self.verified: dict[str, verification.VerifyResult] = {}
         self._stopping = False
 
@@ -167,7 +169,7 @@ class Node:
         self.gossip = Gossip(
             identity=spec.identity,
             ring=self.trust.ring,
-            verifier=RecordVerifier(self._authority),
+            verifier=RecordVerifier(self.authority),
             revocations=self.trust.revocations.number,
             profile=profile,
             rng=random.Random(env.rng.getrandbits(64)),
@@ -292,7 +294,7 @@ class Node:
 
     def _on_trust_changed(self) -> None:
         self._standing_news.set()
-        revoked = self._authority.refusal(*self.gossip.members.own.standing)
+        revoked = self.authority.refusal(*self.gossip.members.own.standing)
         if revoked is not None:
             self.identity_conflict = revoked
             self._update_paused()
@@ -328,7 +330,7 @@ class Node:
         if rumor.topic != TOPIC_BUNDLE:
             return
         try:
-            self._bundles_in.send_nowait(open_bundle(self._authority, rumor.payload))
+            self._bundles_in.send_nowait(open_bundle(self.authority, rumor.payload))
         except RecordError as error:
             log.warning("refused a row bundle that came via %s: %s", rumor.via, error)
             self.bundles_dropped += 1
