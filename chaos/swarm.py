@@ -56,6 +56,7 @@ _DRAWN: Mapping[tuple[str, str], tuple[float, float]] = {
     ("slow-disk", "latency_ms"): (20.0, 1_500.0),
     ("power-cut-at-write", "nth"): (1, 60),
     ("sync-error", "count"): (1, 3),
+    ("key-rotation", "rotations"): (1, 2),
     ("disk-full", "free_kib"): (0, 64),
     ("starve", "slice_s"): (0.1, 2.0),
 }

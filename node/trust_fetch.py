@@ -75,16 +75,17 @@ class TrustFetch:
                 with trio.move_on_after(ALONE_S if self._is_alone() else float("inf")):
                     await self._news.wait()
             self._news = trio.Event()
-            await self._round()
-            await self._env.clock.sleep(ROUND_S)
+            if not await self._round():
+                await self._env.clock.sleep(ROUND_S)
 
-    async def _round(self) -> None:
-        """Ask one after another until somebody had news."""
+    async def _round(self) -> bool:
+        """Ask one after another until somebody had news; False when nobody had."""
         ahead, asks_around = self._ahead(), self._heard_stranger or self._is_alone()
         self._heard_stranger = False
         for known in [*ahead[:ROUND_CALLS_MAX], *(self._some_of(self._everybody()) if asks_around else ())]:
             if await self._ask(known):
-                return
+                return True
+        return False
 
     async def _ask(self, known: _Known) -> bool:
         try:

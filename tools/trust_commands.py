@@ -152,7 +152,7 @@ def _show_keys(session: Session, answer: dict[str, Any]) -> None:
         return
     session.show(answer["keys"], columns=("keyId", "state", "retiringSinceMs"))
     lagging = ", ".join(answer["lagging"])
-    print(f"ring {answer['ring']}, " + (f"not yet on: {lagging}" if lagging else "installed on every ALIVE or SUSPECT node"))
+    print(f"ring {answer['ring']}, " + (f"not yet on: {lagging}" if lagging else "installed on all others"))
 
 
 # --- revocations ---
@@ -236,7 +236,7 @@ def _show_revocations(session: Session, answer: dict[str, Any]) -> None:
     lines += [{"what": "sha256", "revoked": fingerprint} for fingerprint in answer["fingerprints"]]
     session.show(lines, columns=("what", "revoked"))
     lagging = ", ".join(answer["lagging"])
-    print(f"list {answer['number']}, " + (f"not yet on: {lagging}" if lagging else "enforced by every ALIVE or SUSPECT node"))
+    print(f"list {answer['number']}, " + (f"not yet on: {lagging}" if lagging else "enforced by all others"))
 
 
 def _template(

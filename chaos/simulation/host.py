@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import trio
 
-from chaos.observations import Committed, HostEnded, HostStarted, MemberSeen, RumorRepeated, Sampled
+from chaos.observations import Committed, HostEnded, HostStarted, MemberSeen, RingInstalled, RumorRepeated, Sampled
 from chaos.simulation.datagrams import HOST_SUFFIX, SimulatedSocket
 from chaos.simulation.disk import SimulatedDisk
 from chaos.simulation.executor import SimulatedExecutor
@@ -30,6 +30,7 @@ from mesh import profiles
 from mesh.effects import RumorReceived
 from mesh.errors import RelayMeshError, UnavailableError
 from mesh.ids import Address, NodeId
+from mesh.key_rotation import key_name
 from node.admin.service import AdminService
 from node.config import NodeConfig
 from node.env import Env, PeerIdentity
@@ -274,6 +275,7 @@ class Host:
         node.loop.on_member_changed.append(
             lambda change: self.world.tell(MemberSeen(at_ms=self.world.now_ms(), host=self.name, change=change))
         )
+        node.trust.on_changed.append(lambda: self._tell_ring(node))
         node.loop.on_rumor = self._noting_repetitions(node.loop.on_rumor)
         self.world.tell(
             HostStarted(
@@ -283,6 +285,20 @@ class Host:
                 origin=node.store.origin,
                 integrity=integrity,
                 members={member.node_id: member.status.value for member in node.gossip.members.all()},
+            )
+        )
+        self._tell_ring(node)
+
+    def _tell_ring(self, node: Node) -> None:
+        ring = node.trust.ring
+        names = {key.key_id: key_name(key.key_id) for key in ring}
+        self.world.tell(
+            RingInstalled(
+                at_ms=self.world.now_ms(),
+                host=self.name,
+                number=ring.number,
+                primary=names[ring.primary.key_id],
+                keys=tuple(names.values()),
             )
         )
 
