@@ -104,8 +104,9 @@ class Gossip:
         # The random process number tells two starts of one cloned disk apart: in nonces, replay windows and the record.
         process = int.from_bytes(entropy(4), "big") % (1 << PROCESS_BITS)
         verifier = verifier or RecordVerifier(Authority(identity.ca_public_key))
-        authority = verifier.authority
-        authority.check(identity.certificate)
+        self.authority = verifier.authority
+        """Whom we trust. After its refusals have changed, `install_trust` drops whom it refuses."""
+        self.authority.check(identity.certificate)
         self.profile = profile
         self.effective = effective or EffectiveState()
         self._own = OwnRecord(
@@ -125,7 +126,7 @@ class Gossip:
         self._known = list(known)
         self._sealer = Sealer(
             ring=ring,
-            cluster=authority.cluster,
+            cluster=self.authority.cluster,
             sender=self._tag,
             life=self._own.life,
             process=process,

@@ -6,6 +6,7 @@ it and spreads it. The directory follows the mesh: what a node accepted is the t
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -211,6 +212,7 @@ def _revoke(
         answer = session.ask("mesh-revocations-install", statement=statement)
         store_revocations(mesh_dir, statement)
     _show_revocations(session, answer)
+    print("next, since it still has the gossip key: relaymesh mesh keys add, then promote and retire", file=sys.stderr)
     return EXIT_OK
 
 

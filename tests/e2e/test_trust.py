@@ -1,4 +1,4 @@
-"""Keys are rotated, members are revoked and hosts are enrolled anew while real nodes run, and nobody restarts for it."""
+"""Keys are rotated, members revoked and hosts enrolled anew while real nodes run, and nobody restarts for it."""
 
 import shutil
 import time
