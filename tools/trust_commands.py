@@ -47,7 +47,7 @@ def register(app: typer.Typer, mesh_app: typer.Typer) -> None:
     command(mesh_app, "revoke", panel="Commands")(_revoke)
     command(mesh_app, "revocations", panel="Commands")(_revocations)
     command(app, "tls-status", panel="Mesh")(_tls_status)
-    command(app, "node-rpc-revocation-template", panel="Mesh")(_template)
+    command(app, "node-rpc-revocation-template", panel="Mesh", hidden=True)(_template)
 
 
 # --- keys ---
@@ -171,7 +171,10 @@ def _revoke(
     fingerprint: Annotated[
         str | None, typer.Option("--fingerprint", metavar="HEX,HEX", help="Certificates by SHA-256 fingerprint.")
     ] = None,
-    file: Annotated[Path | None, typer.Option("--file", metavar="F", help="Revocation file.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", metavar="F", help="File of certificates; node-rpc-revocation-template makes one."),
+    ] = None,
     mesh: MeshOption = None,
 ) -> int:
     """End the trust in a host, a person or a certificate.

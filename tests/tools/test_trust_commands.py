@@ -30,14 +30,7 @@ class Ringmaster:
     def keys(self, args):
         return {
             "ring": self.ring.number,
-            "keys": [
-                {
-                    "keyId": key_name(key.key_id),
-                    "state": key.state.value,
-                    "retiringSinceMs": key.retiring_since_ms or None,
-                }
-                for key in self.ring
-            ],
+            "keys": [{"keyId": key_name(key.key_id), "state": key.state.value} for key in self.ring],
             "members": [],
             "lagging": self.lagging,
             "statement": self.statement,
@@ -69,9 +62,9 @@ class Ringmaster:
 
 @pytest.fixture
 def mesh_dir(tmp_path):
-    create_mesh(tmp_path / "mesh")
-    enroll(tmp_path / "mesh", node_id="node-b", out=tmp_path / "b.enroll")
-    return tmp_path / "mesh"
+    create_mesh(tmp_path / "secrets")
+    enroll(tmp_path / "secrets", node_id="node-b", out=tmp_path / "b.enroll")
+    return tmp_path / "secrets"
 
 
 @pytest.fixture
@@ -131,9 +124,9 @@ def test_a_member_without_the_ring_is_named_and_left_behind_only_by_its_typed_na
     assert (refused.code, node.ring.number) == (4, 1)
     assert "node-x" in refused.err
 
-    mistyped = mesh("keys", "promote", new, "--force", input="yes\n")
+    mistyped = mesh("keys", "promote", new, "--force", stdin=b"yes\n")
     assert (mistyped.code, node.ring.number) == (2, 1)
-    assert mesh("keys", "promote", new, "--force", input="node-x\n").code == 0
+    assert mesh("keys", "promote", new, "--force", stdin=b"node-x\n").code == 0
     assert node.ring.number == 2
 
 
