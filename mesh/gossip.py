@@ -276,6 +276,21 @@ class Gossip:
             self._verdicts.announce(record, now)
         return self._outbox.take()
 
+    def adopt(self, identity: Identity, now: float) -> list[Effect]:
+        """Go on under a later enrolment of this node: a new life, of which each member hears by a call."""
+        self._enter(now)
+        if self._own.left:
+            return self._outbox.take()
+        self.authority.check(identity.certificate)
+        record = self._own.adopt(identity)
+        self._sealer.begin_life(record.life)
+        self._receiver_tag = receiver_tag(self._tag, record.life)
+        self._verdicts.announce(record, now)
+        for member in self.members.active_others():
+            member.last_heard = None  # of our new life: until it answers, every probe introduces us
+            self._conversation.call(Call(member.address, member, None))
+        return self._outbox.take()
+
     def on_stream_probe(self, node_id: str, nonce: int, alive: bool, now: float) -> list[Effect]:
         """Report how a ProbeStream effect ended."""
         self._enter(now)

@@ -54,6 +54,17 @@ class OwnRecord:
         """True once we have said goodbye."""
         return self.current.body.left
 
+    def adopt(self, identity: Identity) -> MemberRecord:
+        """Begin a life under a later enrolment of the same node."""
+        body = self.current.body
+        assert identity.node_id == body.certificate.name
+        assert identity.certificate.enrolment > body.certificate.enrolment
+        self._identity = identity
+        self.current = sign_record(
+            identity, msgspec.structs.replace(body, certificate=identity.certificate, incarnation=0)
+        )
+        return self.current
+
     def refute(self) -> MemberRecord:
         """Say the same again under the next incarnation."""
         return self._sign(self.current.body)

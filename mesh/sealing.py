@@ -197,6 +197,10 @@ class Sealer:
         self._flags = _ENCRYPTED if encrypt else 0
         self._keys = keys or PacketKeys(cluster)
 
+    def begin_life(self, life: int) -> None:
+        """Seal as this life of the same sender. Its keys are its own, and the sequence goes on."""
+        self._life = life
+
     def seal(self, body: bytes, receiver: int) -> bytes:
         """The datagram for this body. `receiver` is a `receiver_tag`, or 0 when the receiver's life is unknown."""
         assert len(body) <= BODY_BYTES_MAX, len(body)

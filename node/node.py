@@ -303,6 +303,12 @@ class Node:
             self.gossip.install_trust(self.trust.ring, self.trust.revocations.number, self.env.clock.monotonic())
         )
 
+    def adopt(self, identity: Identity, tls_certificate: str) -> None:
+        """Be known by a later enrolment from now on. The network must prove it already."""
+        self.spec = dataclasses.replace(self.spec, identity=identity, tls_certificate=tls_certificate)
+        self.push.adopt(identity)
+        self.loop.perform(self.gossip.adopt(identity, self.env.clock.monotonic()))
+
     def _stream_refusal(self, peer: PeerIdentity) -> str | None:
         """Why a peer may hold no stream: revoked, or a later enrolment of its name is a member."""
         revoked = self.trust.revocations.refusal(peer.role, peer.name, peer.enrolment)

@@ -15,9 +15,7 @@ import outcome
 import trio
 
 from node import durable_files
-from node.env import Env, Executor
-from node.streams.tls import TlsContexts
-from node.streams.trio_net import TrioNet
+from node.env import Env, Executor, Net
 
 T = TypeVar("T")
 
@@ -114,16 +112,13 @@ def _keep_waiting(_raise_cancel: object) -> trio.lowlevel.Abort:
     return trio.lowlevel.Abort.FAILED
 
 
-def make_env(root: Path, *, contexts: TlsContexts, source_host: str | None, executor: Executor) -> Env:
-    """The environment of a daemon on `root`. The caller closes both store threads at the end.
-
-    `source_host` is the address that outgoing streams leave from, see `TrioNet`.
-    """
+def make_env(root: Path, *, net: Net, executor: Executor) -> Env:
+    """The environment of a daemon on `root`. The caller closes both store threads at the end."""
     return Env(
         clock=SystemClock(),
         rng=random.Random(os.urandom(32)),
         entropy=os.urandom,
-        net=TrioNet(contexts, source_host=source_host),
+        net=net,
         disk=LocalDisk(root),
         writer_thread=DedicatedThread("store-writer"),
         reader_thread=DedicatedThread("store-reader"),

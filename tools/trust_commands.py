@@ -46,6 +46,7 @@ def register(app: typer.Typer, mesh_app: typer.Typer) -> None:
     command(keys_app, "retire", panel="Commands")(_retire)
     command(mesh_app, "revoke", panel="Commands")(_revoke)
     command(mesh_app, "revocations", panel="Commands")(_revocations)
+    command(mesh_app, "install", panel="Commands")(_install)
     command(app, "tls-status", panel="Mesh")(_tls_status)
     command(app, "node-rpc-revocation-template", panel="Mesh", hidden=True)(_template)
 
@@ -290,6 +291,21 @@ def _tls_status(session: Session) -> int:
     Example: relaymesh --root data tls-status --json
     """
     session.show(session.ask("tls-status"))
+    return EXIT_OK
+
+
+def _install(
+    session: Session,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Made by `relaymesh mesh enroll` for this very host.")],
+) -> int:
+    """Give the running node of this host a later enrolment.
+
+    It goes on with its work. When no node runs, start one with `relaymesh-node --enroll FILE` instead.
+
+    \b
+    Example: relaymesh --root data mesh install node-b.enroll
+    """
+    session.show(session.ask("mesh-install", file=str(file.absolute())))
     return EXIT_OK
 
 

@@ -6,13 +6,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from mesh.errors import ConflictError, NotFoundError
+from mesh.errors import ConfigError, ConflictError, NotFoundError
 from mesh.key_rotation import key_name
 from mesh.revocations import open_revocations
 from node import x509_certificates
 from node.admin.arguments import Arguments
 from node.config import NodeConfig
 from node.node import Node
+from node.reenrolment import Reenrolment
 from node.trust import TRUST_FILE, lagging
 
 
@@ -20,8 +21,9 @@ class TrustCommands:
     """The commands, on one node. None of them needs more authority than its caller has: what changes something takes
     a statement that the CA signed."""
 
-    def __init__(self, node: Node, config: NodeConfig) -> None:
+    def __init__(self, node: Node, config: NodeConfig, reenrolment: Reenrolment | None) -> None:
         self._node = node
+        self._reenrolment = reenrolment
         self._root = Path(config.root)
 
     def commands(self) -> dict[str, Callable[[Arguments], Awaitable[Any]]]:
@@ -31,6 +33,7 @@ class TrustCommands:
             "mesh-keys-install": self._install_ring,
             "mesh-revocations": self._revocations,
             "mesh-revocations-install": self._install_revocations,
+            "mesh-install": self._install_enrolment,
             "tls-status": self._tls_status,
         }
 
@@ -92,6 +95,13 @@ class TrustCommands:
         return await self._revocations(args)
 
     # --- TLS ---
+
+    async def _install_enrolment(self, args: Arguments) -> dict[str, Any]:
+        """Take a later enrolment of this node into use, from a file of this host."""
+        if args.peer.role != "local" or self._reenrolment is None:
+            raise ConfigError("an enrolment holds a private key and is installed on its own host: use --root")
+        made = await self._reenrolment.install(Path(args.text("file", chars_max=4_096)))
+        return {"nodeId": made.name, "enrolment": made.enrolment, "cluster": made.cluster.hex()}
 
     async def _tls_status(self, args: Arguments) -> dict[str, Any]:
         """What this node proves itself by on streams, and whom it refuses there."""

@@ -57,7 +57,7 @@ class StreamGuard:
                 if refusal is not None:
                     log.info("ended a stream with %s: %s", stream.peer.name, refusal)
                     self.forget(stream)
-                    nursery.start_soon(stream.aclose)
+                    nursery.start_soon(_end, stream)
 
     def _why(self, peer: PeerIdentity) -> str | None:
         refusal = None if peer.role == "local" else self._refusal(peer)
@@ -104,3 +104,10 @@ class _Guarded:
     async def aclose(self) -> None:
         self._guard.forget(self._stream)
         await self._stream.aclose()
+
+
+async def _end(stream: SecureStream) -> None:
+    try:
+        await stream.aclose()
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        log.debug("the stream with %s ended by itself meanwhile", stream.peer.name)

@@ -1,5 +1,7 @@
 """Keys are rotated, members revoked and hosts enrolled anew while real nodes run, and nobody restarts for it."""
 
+import json
+import secrets
 import shutil
 import time
 
@@ -7,7 +9,7 @@ import pytest
 
 from chaos.real.processes import wait_until
 from mesh.errors import RelayMeshError
-from mesh.key_rotation import GRACE_MS, key_name, open_ring, retire, sign_ring
+from mesh.key_rotation import GRACE_MS, add, open_ring, promote, retire, sign_ring
 from node.admin_client import AdminClient, PeerTarget
 from node.identity_files import IDENTITY_FILE, enroll, opened_mesh, read_enrolment, store_ring
 from node.streams.tls import client_context
@@ -39,43 +41,49 @@ def wait_for_one_ring(mesh):
         mesh.cluster.wait_answer(node, "mesh-keys", lambda shown: not shown["lagging"], 5, "nobody lags")
 
 
-def remove_after_grace(mesh, node, name):
-    """What `mesh keys retire` does on the day after, signed today."""
+def next_ring(mesh, node, change):
+    """One step as `mesh keys` makes it, in this process; returns the ring."""
     directory = mesh.cluster.mesh_directory
+    wait_for_one_ring(mesh)
     with opened_mesh(directory) as opened:
         said = mesh.cluster.admin(node, "mesh-keys", withStatement=True)["statement"]
-        ring, _ = open_ring(opened.authority, said)
-        after = retire(ring, int(name, 16), int(time.time() * 1000) + GRACE_MS + 1)
-        statement = sign_ring(opened.ca_key, opened.authority.cluster, after)
+        ring = change(open_ring(opened.authority, said)[0])
+        statement = sign_ring(opened.ca_key, opened.authority.cluster, ring)
         mesh.cluster.admin(node, "mesh-keys-install", statement=statement)
-        store_ring(directory, after, statement)
+        store_ring(directory, ring, statement)
+    return ring
 
 
-def rotate(mesh, relaymesh, node):
-    """One rotation by command line; returns the name of the key that is gone."""
-    where = ("--root", mesh.cluster.nodes[node].root)
-    with opened_mesh(mesh.cluster.mesh_directory) as opened:
-        former, known = key_name(opened.ring.primary.key_id), {key.key_id for key in opened.ring}
-    assert relaymesh(*where, "mesh", "keys", "add", "--mesh", mesh.cluster.mesh_directory).returncode == 0
-    with opened_mesh(mesh.cluster.mesh_directory) as opened:
-        (added,) = [key_name(key.key_id) for key in opened.ring if key.key_id not in known]
-    for step in (("promote", added), ("retire", former)):
-        wait_for_one_ring(mesh)
-        ran = relaymesh(*where, "mesh", "keys", *step, "--mesh", mesh.cluster.mesh_directory)
+def rotate_by_command(mesh, relaymesh, node):
+    """The steps of a rotation up to the day of grace; returns the former key."""
+
+    def run(*args):
+        where = ("--root", mesh.cluster.nodes[node].root)
+        ran = relaymesh(*where, "mesh", "keys", *args, "--mesh", mesh.cluster.mesh_directory, "--json")
         assert ran.returncode == 0, ran.stderr
-    wait_for_one_ring(mesh)
-    remove_after_grace(mesh, node, former)
-    wait_for_one_ring(mesh)
-    return former
+        wait_for_one_ring(mesh)
+        return json.loads(ran.stdout)["keys"]
+
+    former, added = run("add")
+    run("promote", added["keyId"])
+    run("retire", former["keyId"])
+    return int(former["keyId"], 16)
 
 
 def test_a_node_that_was_down_through_two_rotations_comes_back_by_its_certificate(mesh, relaymesh):
     mesh.cluster.kill("c")
     mesh.wait_members(10, c="DEAD")
-    gone = [rotate(mesh, relaymesh, "a"), rotate(mesh, relaymesh, "b")]
-    shown = mesh.cluster.admin("a", "mesh-keys")
-    assert shown["ring"] == 8
-    assert not {key["keyId"] for key in shown["keys"]} & set(gone)
+    former = rotate_by_command(mesh, relaymesh, "a")
+    day_after_ms = int(time.time() * 1000) + GRACE_MS + 60_000
+    ring = next_ring(mesh, "b", lambda ring: retire(ring, former, day_after_ms))
+    second = ring.primary.key_id
+    ring = next_ring(mesh, "b", lambda ring: add(ring, secrets.token_bytes(32)))
+    third = ring.keys()[-1].key_id
+    next_ring(mesh, "a", lambda ring: promote(ring, third))
+    next_ring(mesh, "a", lambda ring: retire(ring, second, 0))
+    ring = next_ring(mesh, "a", lambda ring: retire(ring, second, GRACE_MS))
+    assert (ring.number, [key.key_id for key in ring]) == (8, [third])
+    wait_for_one_ring(mesh)
 
     mesh.cluster.start("c")
     mesh.wait_members(15, a="ALIVE", b="ALIVE", c="ALIVE")
@@ -147,6 +155,43 @@ def test_a_host_whose_disk_died_comes_back_under_a_new_enrolment_and_its_old_one
             assert "enrolment 1 of c was followed by 2" in (refusal(thief) or "")
         with as_node(mesh, "c", asked) as owner:
             assert refusal(owner) is None
+
+
+def test_a_node_takes_a_new_certificate_into_use_while_it_runs_and_works(mesh, relaymesh, tmp_path):
+    cluster = mesh.cluster
+    pid, journal = cluster.pid("b"), mesh.journal()
+    former = tmp_path / "former.enrolment"
+    shutil.copy(cluster.nodes["b"].root / IDENTITY_FILE, former)
+    number = read_enrolment(former).enrolment
+    before = cluster.admin("b", "tls-status")["serverCertSerialHex"]
+    task_id = mesh.submit("b", "work", {"seconds": 2, "journal": str(journal)})
+    mesh.wait_owned("b", task_id, "b")
+
+    cluster.enrolment("b").unlink()
+    enroll(cluster.mesh_directory, node_id="b", out=cluster.enrolment("b"))
+    ran = relaymesh("--root", cluster.nodes["b"].root, "mesh", "install", cluster.enrolment("b"))
+    assert ran.returncode == 0, ran.stderr
+    for node in ("a", "c"):
+        cluster.wait_answer(
+            node,
+            "members",
+            lambda members: {m["nodeId"]: (m["enrolment"], m["status"]) for m in members}["b"] == (number + 1, "ALIVE"),
+            3,
+            f"{node} knows the new enrolment",
+        )
+        with as_node(mesh, "b", node, file=former) as old, as_node(mesh, "b", node) as new:
+            assert f"was followed by {number + 1}" in (refusal(old) or "")
+            assert refusal(new) is None
+    assert cluster.admin("b", "tls-status")["serverCertSerialHex"] != before
+    mesh.wait_everywhere(task_id, "SUCCESS")
+    assert cluster.pid("b") == pid
+    assert mesh.step("a", task_id)["leaseEpoch"] == 1  # nobody took the running step
+    mesh.wait_everywhere(mesh.submit("b", "echo", "signed anew"), "SUCCESS")
+
+    again = relaymesh("--root", cluster.nodes["b"].root, "mesh", "install", former)
+    assert again.returncode == 4
+    mesh.cluster.restart("b")
+    mesh.wait_members(10, a="ALIVE", b="ALIVE", c="ALIVE")
 
 
 @pytest.mark.parametrize("command", ["mesh-keys-install", "mesh-revocations-install"])

@@ -72,3 +72,22 @@ def test_a_revoked_member_is_dropped_told_of_and_never_comes_back_by_its_old_rec
     world.kill(gone)
     world.start(gone, enrolment=2, seeds=names[:1])
     world.run_until(lambda: world.all_see(names, names, Status.ALIVE), 20)
+
+
+def test_a_node_goes_on_under_a_later_enrolment_and_nobody_doubts_it_meanwhile() -> None:
+    world = World()
+    names = world.mesh_of(4)
+    engine = world.engines[names[1]]
+    before = {name: len(world.logs[name]) for name in names}
+    world.perform(names[1], engine.gossip.adopt(world.credentials.identity(names[1], 2), engine.clock(world.now)))
+
+    def enrolments() -> list[int]:
+        found = [world.engines[name].gossip.members.get(names[1]) for name in names]
+        return [member.certificate.enrolment for member in found if member is not None]
+
+    world.run_until(lambda: enrolments() == [2] * len(names), 2)
+    world.run(20)
+    assert world.all_see(names, names, Status.ALIVE)
+    for name in names:
+        seen = [effect for _, effect in world.logs[name][before[name] :]]
+        assert {effect.after for effect in seen if isinstance(effect, MemberChanged)} <= {"ALIVE"}
