@@ -268,12 +268,18 @@ class Gossip:
         Ring and revocations must be durable before: peers act on the record.
         """
         self._enter(now)
-        self._sealer.ring = ring
+        former, self._sealer.ring = self._sealer.ring, ring
         self._verdicts.expel_revoked()
         self._forget_pruned(now)
         record = None if self._own.left else self._own.set_installed(ring=ring.number, revocations=revocations)
         if record is not None:
             self._verdicts.announce(record, now)
+        if former.primary.key_id != ring.primary.key_id and not self._own.left:
+            # Whoever could not open what we said under the former key is told again, and at once.
+            self._call_missing(now)
+            unheard = [member for member in self.members.active_others() if member.last_heard is None]
+            for member in unheard[:REMEMBERED_CALLS_MAX]:
+                self._conversation.call(Call(member.address, member, None))
         return self._outbox.take()
 
     def adopt(self, identity: Identity, now: float) -> list[Effect]:

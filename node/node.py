@@ -307,6 +307,8 @@ class Node:
         """Be known by a later enrolment from now on. The network must prove it already."""
         self.spec = dataclasses.replace(self.spec, identity=identity, tls_certificate=tls_certificate)
         self.push.adopt(identity)
+        self.identity_conflict = None  # it was about the former enrolment; one that lasts is heard of again at once
+        self._update_paused()
         self.loop.perform(self.gossip.adopt(identity, self.env.clock.monotonic()))
 
     def _stream_refusal(self, peer: PeerIdentity) -> str | None:

@@ -70,10 +70,12 @@ class TrustFetch:
 
     async def run(self) -> None:
         """Ask as long as there is a reason, until cancelled."""
+        alone_s = ROUND_S  # at first: a node that starts under old keys should not wait for long
         while True:
             if not self._ahead():
-                with trio.move_on_after(ALONE_S if self._is_alone() else float("inf")):
+                with trio.move_on_after(alone_s if self._is_alone() else float("inf")):
                     await self._news.wait()
+                alone_s = min(ALONE_S, 2 * alone_s)
             self._news = trio.Event()
             if not await self._round():
                 await self._env.clock.sleep(ROUND_S)
