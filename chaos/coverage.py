@@ -17,6 +17,7 @@ from chaos.observations import (
     HostStarted,
     Logged,
     MemberSeen,
+    RingInstalled,
     RunEnded,
     RunStarted,
     Sampled,
@@ -78,11 +79,13 @@ POINTS: Mapping[str, str] = {
     "store-worked-again": "a store that had failed worked again",
     "disk-error-answered": "a client heard that the disk had failed its request",
     "vector-gap": "a replica had seen a later version of an origin before an earlier one",
+    "key-promoted": "a node began to seal with another key",
+    "returned-by-certificate": "a node that no member could have opened a packet of fetched the keys of the mesh",
     "old-work-after-restart": "a node went on, after a restart, with what it had owned before",
 }
 """Name and meaning of every point."""
 
-RARE = frozenset({"released", "replayed-twice", "start-refused", "copied-whole"})
+RARE = frozenset({"released", "replayed-twice", "returned-by-certificate", "start-refused", "copied-whole"})
 """Points that a hundred seeds may well miss: they are for scenarios that are about them."""
 REQUIRED = frozenset(POINTS) - RARE
 """Points that every batch of at least a hundred seeds must meet."""
@@ -119,8 +122,10 @@ class Coverage:
         self._keys: dict[str, str] = {}
         self._failing: dict[str, dict[str, float]] = {}
         self._members: dict[str, dict[str, None]] = {}
+        self._rings: dict[str, RingInstalled] = {}
         self._hearers: Mapping[type[Seen], Callable[[Any], Iterator[str]]] = {
             MemberSeen: self._member,
+            RingInstalled: self._ring,
             HostStarted: self._started,
             HostEnded: self._host_ended,
             RunStarted: self._run_started,
@@ -160,6 +165,14 @@ class Coverage:
             others = len(self._members[seen.host])
             if others >= 3 and 2 * (len(fresh) - 1) <= others < 2 * len(fresh):
                 yield "most-others-failing"
+
+    def _ring(self, seen: RingInstalled) -> Iterator[str]:
+        before = self._rings.get(seen.host)
+        self._rings[seen.host] = seen
+        if before is not None and before.primary != seen.primary and before.number < seen.number:
+            yield "key-promoted"
+            if before.primary not in seen.keys and seen.primary not in before.keys:
+                yield "returned-by-certificate"
 
     # --- processes ---
 

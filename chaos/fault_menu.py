@@ -367,15 +367,14 @@ MENU: Mapping[str, FaultKind] = {
             )
         },
     ),
-    # --- what later defences answer to ---
     "key-rotation": FaultKind(
-        about="the gossip key is rotated while the mesh is cut",
-        hits="mesh",
-        weight=0,
+        about="an operator rotates the gossip key through a node: adds one, promotes it, and takes the former one away",
+        hits="node",
+        weight=2,
         longest_s=0,
-        options={},
-        pending="keys are rotated by hand; `mesh keys` is not built",
+        options={"rotations": Option(default=1, about="one after another", lowest=1, highest=10)},
     ),
+    # --- what later defences answer to ---
     "long-absence": FaultKind(
         about="a node returns after its peers deleted what had ended, gave it up, and forgot both",
         hits="node",

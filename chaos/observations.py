@@ -117,6 +117,27 @@ class MemberSeen(Seen):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RingInstalled(Seen):
+    """A node uses this key ring from now on; also told at each start of one."""
+
+    number: int
+    primary: str
+    keys: tuple[str, ...]
+    """Names of all its keys, the primary one among them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RingAccepted(Seen):
+    """A node took the operator's next key ring in. `active` are those whom it held for ALIVE or SUSPECT."""
+
+    number: int
+    primary: str
+    active: tuple[str, ...]
+    grown: bool
+    """It has one key more than the ring before, and is like it otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RumorRepeated(Seen):
     """What is above the membership of `host` was handed a rumor that this process had been handed before."""
 

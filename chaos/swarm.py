@@ -36,6 +36,9 @@ SHORTEST_S = 0.3
 CALM_S = 2.0
 """Between two faults of one process or disk: a host has time to come back."""
 
+_APART: Mapping[str, float] = {"key-rotation": 0.3}
+"""Kinds that are drawn apart from the sample, with this chance: seeds that do not draw them are as if they were not."""
+
 _LOSES_DATA = frozenset({"lying-sync", "stale-image", "wipe"})
 _OF_A_PROCESS = ("kill", "stop", "pause", "starve", "power-cut", "power-cut-at-write", "settings", "no-clock")
 _OF_A_DISK = ("lying-sync", "sync-error", "io-error", "disk-full", "read-only", "stale-image", "wipe", "clone")
@@ -56,6 +59,7 @@ _DRAWN: Mapping[tuple[str, str], tuple[float, float]] = {
     ("slow-disk", "latency_ms"): (20.0, 1_500.0),
     ("power-cut-at-write", "nth"): (1, 60),
     ("sync-error", "count"): (1, 3),
+    ("key-rotation", "rotations"): (1, 2),
     ("disk-full", "free_kib"): (0, 64),
     ("starve", "slice_s"): (0.1, 2.0),
 }
@@ -69,8 +73,13 @@ GARBAGE_INTERVAL_MS = 1_000
 def draw(seed: int, *, nodes: tuple[int, int] = NODES) -> Scenario:
     """The scenario of a seed, all of it explicit, with at least `nodes[0]` and at most `nodes[1]` hosts."""
     draws = stream(seed, "swarm")
-    kinds = [kind for kind, entry in MENU.items() if entry.weight and not entry.pending and "node" in entry.scales]
+    kinds = [
+        kind
+        for kind, entry in MENU.items()
+        if entry.weight and not entry.pending and "node" in entry.scales and kind not in _APART
+    ]
     part = draws.sample(kinds, max(2, round(len(kinds) * draws.uniform(*MENU_SHARE))))
+    part += [kind for kind, share in _APART.items() if stream(seed, f"swarm {kind}").random() < share]
     scenario = Scenario(
         name=f"swarm-{seed}",
         about="Drawn at random.",

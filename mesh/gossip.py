@@ -79,8 +79,9 @@ class Gossip:
     `entropy` gives secret random bytes; `rng` everything that may be replayed from a seed. `boot` counts the starts of
     this node and was persisted before. `seeds` may contain our own address. `known` are `Member.record`s of earlier
     runs; some of those members are called at once, and all judged only by the normal suspicion. `verifier` and
-    `packet_keys` are for many engines of one mesh in one process: what one has worked out, the others need not. Our
-    record says that we understand what `speaks` says: by default, what this release does.
+    `packet_keys` are for many engines of one mesh in one process: what one has worked out, the others need not. The
+    verifier's authority also knows who was revoked, by the list with the number `revocations`. Our record says that we
+    understand what `speaks` says: by default, what this release does.
     """
 
     def __init__(
@@ -101,15 +102,25 @@ class Gossip:
         verifier: RecordVerifier | None = None,
         packet_keys: PacketKeys | None = None,
         speaks: Speaks | None = None,
+        revocations: int = 0,
     ) -> None:
         # The random process number tells two starts of one cloned disk apart: in nonces, replay windows and the record.
         process = int.from_bytes(entropy(4), "big") % (1 << PROCESS_BITS)
-        authority = Authority(identity.ca_public_key)
-        authority.check(identity.certificate)
+        verifier = verifier or RecordVerifier(Authority(identity.ca_public_key))
+        self.authority = verifier.authority
+        """Whom we trust. After its refusals have changed, `install_trust` drops whom it refuses."""
+        self.authority.check(identity.certificate)
         self.profile = profile
         self.effective = effective or EffectiveState()
         self._own = OwnRecord(
-            identity, boot=boot, process=process, address=address, rpc_address=rpc_address, speaks=speaks
+            identity,
+            boot=boot,
+            process=process,
+            address=address,
+            rpc_address=rpc_address,
+            speaks=speaks,
+            ring=ring.number,
+            revocations=revocations,
         )
         self.members = Membership(self._own.current, profile, now=0.0)
         self._tag = self._own.current.tag
@@ -119,7 +130,7 @@ class Gossip:
         self._known = list(known)
         self._sealer = Sealer(
             ring=ring,
-            cluster=authority.cluster,
+            cluster=self.authority.cluster,
             sender=self._tag,
             life=self._own.life,
             process=process,
@@ -138,7 +149,7 @@ class Gossip:
             profile=profile,
             members=self.members,
             own=self._own,
-            verifier=verifier or RecordVerifier(authority),
+            verifier=verifier,
             news=self._news,
             health=self._health,
             effective=self.effective,
@@ -261,6 +272,41 @@ class Gossip:
         forgotten = self.members.forget(node_id)
         self._forget_pruned(now)
         return forgotten
+
+    def install_trust(self, ring: KeyRing, revocations: int, now: float) -> list[Effect]:
+        """Seal with this ring from now on, drop whom our authority refuses by now, and say in our record what we have.
+
+        Ring and revocations must be durable before: peers act on the record.
+        """
+        self._enter(now)
+        former, self._sealer.ring = self._sealer.ring, ring
+        self._verdicts.expel_revoked()
+        self._forget_pruned(now)
+        record = None if self._own.left else self._own.set_installed(ring=ring.number, revocations=revocations)
+        if record is not None:
+            self._verdicts.announce(record, now)
+        if former.primary.key_id != ring.primary.key_id and not self._own.left:
+            # Whoever could not open what we said under the former key is told again, and at once.
+            self._call_missing(now)
+            unheard = [member for member in self.members.active_others() if member.last_heard is None]
+            for member in unheard[:REMEMBERED_CALLS_MAX]:
+                self._conversation.call(Call(member.address, member, None))
+        return self._outbox.take()
+
+    def adopt(self, identity: Identity, now: float) -> list[Effect]:
+        """Go on under a later enrolment of this node: a new life, of which each member hears by a call."""
+        self._enter(now)
+        if self._own.left:
+            return self._outbox.take()
+        self.authority.check(identity.certificate)
+        record = self._own.adopt(identity)
+        self._sealer.begin_life(record.life)
+        self._receiver_tag = receiver_tag(self._tag, record.life)
+        self._verdicts.announce(record, now)
+        for member in self.members.active_others():
+            member.last_heard = None  # of our new life: until it answers, every probe introduces us
+            self._conversation.call(Call(member.address, member, None))
+        return self._outbox.take()
 
     def on_stream_probe(self, node_id: str, nonce: int, alive: bool, now: float) -> list[Effect]:
         """Report how a ProbeStream effect ended."""

@@ -8,6 +8,7 @@ hosts without a clock chip must be able to join, so trust ends by revocation and
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -62,9 +63,19 @@ def issue(
     return Certificate(cluster, role, name, enrolment, public_key, signature)
 
 
+def sign_as_ca(ca_key: Ed25519PrivateKey, domain: bytes, data: bytes) -> bytes:
+    """Sixty-four bytes that `Authority.check_statement` accepts for the same domain and data."""
+    assert domain != _CERTIFICATE_DOMAIN, "certificates are made by `issue`"
+    return ca_key.sign(_framed(domain, data))
+
+
 def verify(cert: Certificate, domain: bytes, data: bytes, signature: bytes) -> None:
     """Raise RecordError unless the certificate's key signed `data` for `domain`. Does not check the certificate."""
     _verify_key(cert.public_key, domain, data, signature, f"signature of {cert.name!r} does not hold")
+
+
+def _nobody_revoked(role: str, name: str, enrolment: int) -> str | None:
+    return None
 
 
 class Authority:
@@ -75,9 +86,12 @@ class Authority:
         self.cluster = cluster_id(ca_public_key)
         # A dict as a set, because its order is the order of insertion: eviction must not depend on hash order.
         self._verified: dict[Certificate, None] = {}
+        self.refusal: Callable[[str, str, int], str | None] = _nobody_revoked
+        """Why the enrolment (role, name, number) is trusted no more; None while it is."""
 
     def check(self, cert: Certificate) -> None:
-        """Raise RecordError unless our CA issued this certificate for this mesh."""
+        """Raise RecordError unless our CA issued this certificate for this mesh, and has not revoked it."""
+        self.check_standing(cert)
         if cert in self._verified:
             return
         if cert.cluster != self.cluster:
@@ -93,6 +107,16 @@ class Authority:
         if len(self._verified) >= CERTIFICATES_CACHED_MAX:
             del self._verified[next(iter(self._verified))]
         self._verified[cert] = None
+
+    def check_standing(self, cert: Certificate) -> None:
+        """Raise RecordError when this certificate, checked before, has been revoked since."""
+        refusal = self.refusal(cert.role, cert.name, cert.enrolment)
+        if refusal is not None:
+            raise RecordError(refusal)
+
+    def check_statement(self, domain: bytes, data: bytes, signature: bytes) -> None:
+        """Raise RecordError unless the CA itself signed `data` for `domain`."""
+        _verify_key(self.ca_public_key, domain, data, signature, "a CA statement is forged or damaged")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

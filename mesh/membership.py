@@ -55,6 +55,9 @@ class Member:
     rpc_address: Address
     store_failed: bool
     speaks: Speaks
+    ring: int
+    """Number of the newest key ring that it says it has."""
+    revocations: int
     record: bytes
     """The newest signed record, verifiable by anyone."""
     status_since: float
@@ -65,6 +68,11 @@ class Member:
     dead_claims: dict[str, None] = field(default_factory=dict)
     """Who declared this incarnation DEAD while we still doubted it."""
     suspicion: Suspicion | None = None
+
+    @property
+    def standing(self) -> tuple[str, str, int]:
+        """Role, name and enrolment, which is what revocations name."""
+        return self.certificate.role, self.certificate.name, self.certificate.enrolment
 
     @property
     def active(self) -> bool:
@@ -272,6 +280,11 @@ class Membership:
         self._forget(member)
         return True
 
+    def expel(self, member: Member) -> None:
+        """Forget a member at once: its certificate is worth nothing any more."""
+        assert member is not self._own
+        self._forget(member)
+
     def take_forgotten(self) -> list[str]:
         """Node ids that left the table since the last call, for those who keep books by node id."""
         forgotten, self._gone = self._gone, []
@@ -308,14 +321,14 @@ class Membership:
         return Change(member, before, Status.LEFT, "signed-leave")
 
     def _newer(self, member: Member, record: MemberRecord, now: float) -> Change:
-        before, seen = member.status, (member.address, member.rpc_address, member.store_failed)
+        before, seen = member.status, _visible(member)
         _overwrite(member, record)
         self.version += 1
         reason = "updated"
         if before is not Status.ALIVE:
             self._set_status(member, Status.ALIVE, now)
             reason = "refuted"
-        moved = seen != (member.address, member.rpc_address, member.store_failed)
+        moved = seen != _visible(member)
         return Change(member, before, Status.ALIVE, reason, visible=moved or before is not Status.ALIVE)
 
     def _suspect(self, member: Member, accuser: str, now: float) -> None:
@@ -379,6 +392,7 @@ class Membership:
         del self._by_id[member.node_id]
         del self._by_tag[member.tag]
         self._dead.pop(member.tag, None)
+        self._suspected.pop(member.tag, None)
         del self._in_tag_order[bisect_left(self._in_tag_order, member.tag, key=_tag)]
         self._gone.append(member.node_id)
         if len(self._forgotten) >= FORGOTTEN_MAX:
@@ -405,9 +419,16 @@ def _member(record: MemberRecord, now: float) -> Member:
         rpc_address=record.rpc_address,
         store_failed=record.body.store_failed,
         speaks=record.body.speaks,
+        ring=record.body.ring,
+        revocations=record.body.revocations,
         record=record.raw,
         status_since=now,
     )
+
+
+def _visible(member: Member) -> tuple[object, ...]:
+    """What others than the protocol act on."""
+    return member.address, member.rpc_address, member.store_failed, member.ring, member.revocations
 
 
 def _overwrite(member: Member, record: MemberRecord) -> None:
@@ -419,4 +440,6 @@ def _overwrite(member: Member, record: MemberRecord) -> None:
     member.rpc_address = record.rpc_address
     member.store_failed = record.body.store_failed
     member.speaks = record.body.speaks
+    member.ring = record.body.ring
+    member.revocations = record.body.revocations
     member.record = record.raw

@@ -26,6 +26,8 @@ class OwnRecord:
         address: Address,
         rpc_address: Address,
         speaks: Speaks | None = None,
+        ring: int = 0,
+        revocations: int = 0,
     ) -> None:
         self._identity = identity
         body = RecordBody(
@@ -40,6 +42,8 @@ class OwnRecord:
             rpc_host=rpc_address.host,
             rpc_port=rpc_address.port,
             speaks=speaks or this_release(),
+            ring=ring,
+            revocations=revocations,
         )
         self.current: MemberRecord = sign_record(identity, body)
 
@@ -52,6 +56,17 @@ class OwnRecord:
     def left(self) -> bool:
         """True once we have said goodbye."""
         return self.current.body.left
+
+    def adopt(self, identity: Identity) -> MemberRecord:
+        """Begin a life under a later enrolment of the same node."""
+        body = self.current.body
+        assert identity.node_id == body.certificate.name
+        assert identity.certificate.enrolment > body.certificate.enrolment
+        self._identity = identity
+        self.current = sign_record(
+            identity, msgspec.structs.replace(body, certificate=identity.certificate, incarnation=0)
+        )
+        return self.current
 
     def refute(self) -> MemberRecord:
         """Say the same again under the next incarnation."""
@@ -66,6 +81,13 @@ class OwnRecord:
         if self.current.body.store_failed == failed:
             return None
         return self._sign(msgspec.structs.replace(self.current.body, store_failed=failed))
+
+    def set_installed(self, *, ring: int, revocations: int) -> MemberRecord | None:
+        """Say which key ring and which revocations we have; None when that was said already."""
+        body = self.current.body
+        if (body.ring, body.revocations) == (ring, revocations):
+            return None
+        return self._sign(msgspec.structs.replace(body, ring=ring, revocations=revocations))
 
     def is_current(self, life: int, incarnation: int) -> bool:
         """True for the life and incarnation that we last signed: what is said of those must be refuted."""

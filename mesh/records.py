@@ -13,6 +13,7 @@ from typing import Annotated
 
 import msgspec
 
+from mesh.ca_statements import NUMBER_MAX
 from mesh.errors import ConfigError, RecordError
 from mesh.identity import Authority, Bytes64, Certificate, Identity, verify
 from mesh.ids import BOOT_MAX, Address, Life, make_life, node_tag
@@ -24,6 +25,7 @@ HOST_CHARS_MAX = 100  # of an advertised host name; two of them and a certificat
 RECORDS_CACHED_MAX = 4_096  # verified records by their bytes: a gossiped record arrives a dozen times
 
 _DOMAIN = b"relaymesh member"
+_FIELDS_ALWAYS = 11  # of a record's body, up to `speaks`
 
 # Visible ASCII only: a host goes on to the resolver and into log lines of every member.
 _VISIBLE = re.compile(r"[!-~]+")
@@ -49,6 +51,10 @@ class RecordBody(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     rpc_port: _Port
     speaks: Speaks = SILENT
     """What its release understands. From here on fields have defaults: records of older releases end before them."""
+    ring: Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)] = 0
+    """Number of the newest key ring that this node has installed durably. Nodes of older releases have ring 0."""
+    revocations: Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)] = 0
+    """Number of the newest list of revocations that it enforces."""
 
 
 class _Envelope(msgspec.Struct, frozen=True, array_like=True):
@@ -92,17 +98,25 @@ def sign_record(identity: Identity, body: RecordBody) -> MemberRecord:
             raise ConfigError(
                 f"advertised host {host[:40]!r}: give 1 to {HOST_CHARS_MAX} visible ASCII characters, or the IP address"
             )
-    content = msgspec.msgpack.encode(body)
+    content = _encoded(body)
     raw = msgspec.msgpack.encode(_Envelope(content, identity.sign(_DOMAIN, content)))
     assert len(raw) <= RECORD_BYTES_MAX, len(raw)
     return MemberRecord(body, raw, node_tag(body.certificate.name))
 
 
+def _encoded(body: RecordBody) -> bytes:
+    # Numbers at the end that are 0 are left out: a mesh that never rotated a key speaks as it always did.
+    fields = list(msgspec.structs.astuple(body))
+    while fields[-1] == 0 and len(fields) > _FIELDS_ALWAYS:
+        fields.pop()
+    return msgspec.msgpack.encode(fields)
+
+
 class RecordVerifier:
-    """Verifies records against one CA, remembering those that held."""
+    """Verifies records against one CA, remembering those that held. What was revoked since holds no more."""
 
     def __init__(self, authority: Authority) -> None:
-        self._authority = authority
+        self.authority = authority
         self._envelopes = msgspec.msgpack.Decoder(_Envelope)
         self._bodies = msgspec.msgpack.Decoder(RecordBody)
         self._verified: dict[bytes, MemberRecord] = {}
@@ -111,6 +125,7 @@ class RecordVerifier:
         """The record in these bytes, or RecordError."""
         known = self._verified.get(raw)
         if known is not None:
+            self.authority.check_standing(known.body.certificate)
             return known
         if len(raw) > RECORD_BYTES_MAX:
             raise RecordError("member record is too long")
@@ -122,7 +137,7 @@ class RecordVerifier:
             raise RecordError("member record cannot be read") from None
         if body.certificate.role != "node":
             raise RecordError(f"{body.certificate.name!r} is no node and cannot be a member")
-        self._authority.check(body.certificate)
+        self.authority.check(body.certificate)
         verify(body.certificate, _DOMAIN, envelope.body, envelope.signature)
         record = MemberRecord(body, raw, node_tag(body.certificate.name))
         if len(self._verified) >= RECORDS_CACHED_MAX:

@@ -16,7 +16,7 @@ import enum
 import hashlib
 import hmac
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
@@ -79,6 +79,8 @@ class RingKey:
 
     secret: bytes = field(repr=False)
     state: KeyState
+    retiring_since_ms: int = 0
+    """When a RETIRING key became that, by the clock of whoever retired it; 0 for all others."""
     key_id: int = field(init=False)
     """Names the key on the wire without telling anything about it."""
 
@@ -90,9 +92,13 @@ class RingKey:
 
 
 class KeyRing:
-    """The keys a node accepts, one of which it seals with. ConfigError unless exactly one key is PRIMARY."""
+    """The keys a node accepts, one of which it seals with. ConfigError unless exactly one key is PRIMARY.
 
-    def __init__(self, keys: Iterable[RingKey]) -> None:
+    `number` counts the rings of a mesh, see `mesh.key_rotation`; the ring that it began with is number 0.
+    """
+
+    def __init__(self, keys: Iterable[RingKey], *, number: int = 0) -> None:
+        self.number = number
         listed = tuple(keys)
         self._by_id = {key.key_id: key for key in listed}
         if len(self._by_id) != len(listed):
@@ -105,6 +111,9 @@ class KeyRing:
     def get(self, key_id: int) -> RingKey | None:
         """The key with this id, in whatever state."""
         return self._by_id.get(key_id)
+
+    def __iter__(self) -> Iterator[RingKey]:
+        return iter(self._by_id.values())
 
     def keys(self) -> tuple[RingKey, ...]:
         """All keys, in the order given."""
@@ -187,6 +196,10 @@ class Sealer:
         self._counter = 0
         self._flags = _ENCRYPTED if encrypt else 0
         self._keys = keys or PacketKeys(cluster)
+
+    def begin_life(self, life: int) -> None:
+        """Seal as this life of the same sender. Its keys are its own, and the sequence goes on."""
+        self._life = life
 
     def seal(self, body: bytes, receiver: int) -> bytes:
         """The datagram for this body. `receiver` is a `receiver_tag`, or 0 when the receiver's life is unknown."""

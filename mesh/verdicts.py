@@ -90,6 +90,14 @@ class Verdicts:
         self._members.replace_own(record, now)
         self._news.tell_record(record.raw, record.tag, now)
 
+    def expel_revoked(self) -> None:
+        """Drop every member whose certificate does not hold any more."""
+        for member in self._members.all():
+            if member is self._members.own or self._verifier.authority.refusal(*member.standing) is None:
+                continue
+            self._members.expel(member)
+            self._outbox.emit(MemberChanged(member.node_id, member.status.value, Status.LEFT.value, "revoked"))
+
     def _hear_own_record(self, record: MemberRecord, now: float) -> None:
         """Our own record from elsewhere: an old one is nothing, another process's is a cloned or restored disk."""
         name, boot = record.node_id, 0

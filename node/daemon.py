@@ -33,9 +33,11 @@ from node.env import DatagramSocket, Env, SecureStream
 from node.identity_files import Enrolment
 from node.node import Node, NodeSpec
 from node.real_env import make_env
+from node.reenrolment import Reenrolment
 from node.settings import changed_without_effect
 from node.streams.rpc import RpcServer
 from node.streams.tls import make_contexts
+from node.streams.trio_net import TrioNet
 
 log = logging.getLogger("relaymesh")
 
@@ -111,14 +113,10 @@ async def _start(config: NodeConfig, executor: ProcessExecutor) -> None:
     # Agent files are read first: one that cannot be imported must be refused before a mesh is founded for it.
     async with executor.running():
         enrolment = _enrolment(config)
-        env = make_env(
-            config.root,
-            contexts=make_contexts(enrolment.tls_material),
-            source_host=config.rpc_bind.host,
-            executor=executor,
-        )
+        net = TrioNet(make_contexts(enrolment.tls_material), source_host=config.rpc_bind.host)
+        env = make_env(config.root, net=net, executor=executor)
         try:
-            await _serve(config, enrolment, env)
+            await _serve(config, enrolment, env, net)
         finally:
             env.writer_thread.close()
             env.reader_thread.close()
@@ -201,6 +199,8 @@ def spec_of(config: NodeConfig, enrolment: Enrolment) -> NodeSpec:
         node_id=config.node_id,
         identity=enrolment.identity(),
         ring=enrolment.ring(),
+        ring_statement=enrolment.ring_statement,
+        tls_certificate=enrolment.tls_certificate_pem,
         profile={"local": profiles.LOCAL, "lan": profiles.LAN, "wan": profiles.WAN}[config.profile],
         address=config.advertise,
         rpc_address=config.rpc_advertise,
@@ -212,7 +212,7 @@ def spec_of(config: NodeConfig, enrolment: Enrolment) -> NodeSpec:
     )
 
 
-async def _serve(config: NodeConfig, enrolment: Enrolment, env: Env) -> None:
+async def _serve(config: NodeConfig, enrolment: Enrolment, env: Env, net: TrioNet) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as streams:
             # Ports come before the database: a taken port must leave no trace.
@@ -223,7 +223,8 @@ async def _serve(config: NodeConfig, enrolment: Enrolment, env: Env) -> None:
             node = Node(env, spec_of(config, enrolment))
             await node.open()
             try:
-                await _run_node(node, config, datagrams, ready, signals)
+                admin = AdminService(node, config, Reenrolment(node, net, config.root))
+                await _run_node(node, config, admin, datagrams, ready, signals)
             finally:
                 with trio.CancelScope(shield=True), trio.move_on_after(STOP_MAX_S):
                     await node.close()
@@ -231,9 +232,13 @@ async def _serve(config: NodeConfig, enrolment: Enrolment, env: Env) -> None:
 
 
 async def _run_node(
-    node: Node, config: NodeConfig, datagrams: DatagramSocket, ready: _LateServer, signals: AsyncIterator[int]
+    node: Node,
+    config: NodeConfig,
+    admin: AdminService,
+    datagrams: DatagramSocket,
+    ready: _LateServer,
+    signals: AsyncIterator[int],
 ) -> None:
-    admin = AdminService(node, config)
     async with trio.open_nursery() as nursery:
 
         async def start(server: RpcServer) -> None:

@@ -68,6 +68,10 @@ class PeerIdentity:
     """`node`, `operator` or `local`."""
     name: str
     enrolment: int = 0
+    serial: str = ""
+    """Of its TLS certificate, lower-case hex without leading zeros; empty where there is none."""
+    fingerprint: str = ""
+    """SHA-256 of that certificate's DER form, lower-case hex."""
 
 
 class SecureStream(Protocol):
@@ -130,6 +134,14 @@ class Disk(Protocol):
 
     def free_bytes(self) -> int:
         """Bytes that this node may still write."""
+        ...
+
+    def load(self, name: str) -> bytes | None:
+        """The content of a small secret file in the root; None when there is none. Blocks."""
+        ...
+
+    def save(self, name: str, data: bytes) -> None:
+        """Replace that file whole and durably, for its owner's eyes only; OSError leaves the old one. Blocks."""
         ...
 
     def kernel_boot_id(self) -> str:

@@ -66,6 +66,8 @@ class GossipLoop:
         self.on_vector_differs: Callable[[str], None] = lambda _node: None
         self.on_rumor: Callable[[RumorReceived], None] = lambda _rumor: None
         self.on_self_conflict: Callable[[SelfConflict], None] = lambda _conflict: None
+        self.on_unknown_key: Callable[[], None] = lambda: None
+        """A datagram came under a ring key that we do not have."""
         self.on_turn: Callable[[], object] = lambda: None
         """Called on every turn of the loop, several times in each dead time: this is how the gate notices a pause."""
         self.refused: Counter[str] = Counter()
@@ -165,6 +167,8 @@ class GossipLoop:
 
     def _note_refused(self, effect: PacketRefused) -> None:
         self.refused[effect.reason] += 1
+        if effect.reason == "unknown-key":
+            self.on_unknown_key()
         now, host = self._env.clock.monotonic(), effect.source.host
         if now - self._refused_logged.get(host, -REFUSED_LOG_EVERY_S) < REFUSED_LOG_EVERY_S:
             return

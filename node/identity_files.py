@@ -17,7 +17,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from mesh.errors import ConfigError, ConflictError, RecordError
 from mesh.identity import Authority, Certificate, Identity, cluster_id, issue
 from mesh.ids import ENROLMENT_MAX
+from mesh.key_rotation import open_ring
+from mesh.revocations import Revocations, open_revocations
 from mesh.sealing import SECRET_BYTES, KeyRing, KeyState, RingKey
 from node import durable_files, x509_certificates
 from node.streams.tls import TlsMaterial, san_uri
@@ -44,6 +46,7 @@ _CA_KEY_FILE = "ca-key.pem"
 _CA_CERTIFICATE_FILE = "ca-cert.pem"
 _RING_FILE = "keyring.json"
 _NUMBERS_FILE = "enrolments.json"
+_REVOCATIONS_FILE = "revocations.json"
 
 S = TypeVar("S", bound=msgspec.Struct)
 _Number = Annotated[int, msgspec.Meta(ge=1, le=ENROLMENT_MAX)]
@@ -60,6 +63,8 @@ class _KeyFile(msgspec.Struct, frozen=True):
 class _RingFile(msgspec.Struct, frozen=True, kw_only=True):
     schema: Literal["relaymesh.keyring.v1"]
     keys: tuple[_KeyFile, ...]
+    statement: bytes | msgspec.UnsetType = msgspec.UNSET
+    """The CA's word for these keys; unset for the first ring of a mesh."""
 
 
 class _MeshFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -68,12 +73,29 @@ class _MeshFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     created_at_ms: int
 
 
+class IssuedCertificate(msgspec.Struct, frozen=True):
+    """One TLS certificate that was handed out."""
+
+    role: Literal["node", "operator"]
+    name: str
+    enrolment: int
+    serial: str
+    fingerprint: str
+
+
+class _RevocationsFile(msgspec.Struct, frozen=True, kw_only=True):
+    schema: Literal["relaymesh.revocations.v1"]
+    statement: bytes
+
+
 class _NumbersFile(msgspec.Struct, frozen=True, kw_only=True):
     """The last enrolment number given to each name."""
 
     schema: Literal["relaymesh.enrolments.v1"]
     node: dict[str, _Number]
     operator: dict[str, _Number]
+    issued: list[IssuedCertificate] | msgspec.UnsetType = msgspec.UNSET
+    """Every TLS certificate since this list is kept, so that a serial number or fingerprint leads to its enrolment."""
 
 
 class _EnrolmentFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -87,6 +109,8 @@ class _EnrolmentFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     tls_certificate: str
     ca_certificate: str
     keys: tuple[_KeyFile, ...]
+    ring: bytes | msgspec.UnsetType = msgspec.UNSET
+    """The CA's word for the keys, which needs no checksum; unset for the first ring of a mesh."""
     checksum: str = ""
     """Of all the rest. The signatures do not cover the keys, and files travel on sticks and through chats."""
 
@@ -105,6 +129,8 @@ class Enrolment:
     tls_certificate_pem: str = field(repr=False)
     ca_certificate_pem: str = field(repr=False)
     keys: tuple[RingKey, ...]
+    ring_statement: bytes = field(default=b"", repr=False)
+    """The CA's word for `keys`; empty for the first ring of a mesh."""
 
     def identity(self) -> Identity:
         """What signs records and bundles."""
@@ -268,11 +294,11 @@ def _issue(mesh_dir: Path, role: Literal["node", "operator"], name: str) -> Enro
     """A new enrolment, its number recorded durably before it is returned."""
     with _locked(mesh_dir):
         mesh = _read_json(mesh_dir / _MESH_FILE, _MeshFile, "a mesh", secret=False)
-        keys = _read_json(mesh_dir / _RING_FILE, _RingFile, "a key ring").keys
         ca_key, ca_pem = _read_ca(mesh_dir)
         cluster = cluster_id(ca_key.public_key().public_bytes_raw())
         if mesh.cluster != cluster.hex():
             raise ConfigError(f"{mesh_dir}: {_MESH_FILE} and {_CA_KEY_FILE} belong to different meshes")
+        ring = _read_json(mesh_dir / _RING_FILE, _RingFile, "a key ring")
         numbers = _read_json(mesh_dir / _NUMBERS_FILE, _NumbersFile, "a list of enrolments", secret=False)
         number = getattr(numbers, role).get(name, 0) + 1
         if number > ENROLMENT_MAX:
@@ -287,10 +313,15 @@ def _issue(mesh_dir: Path, role: Literal["node", "operator"], name: str) -> Enro
             enrolment=number,
             public_key=key.public_key().public_bytes_raw(),
         )
+        uri = san_uri(cluster, role, name, number)
+        tls_pem = x509_certificates.make_leaf(ca_key, ca_pem, public_key=key.public_key(), name=name, uri=uri)
+        serial, fingerprint = x509_certificates.names_of(tls_pem)
+        entry = IssuedCertificate(role, name, number, serial, fingerprint)
+        issued = [] if numbers.issued is msgspec.UNSET else numbers.issued
         with _writing(mesh_dir):
             getattr(numbers, role)[name] = number
+            numbers = msgspec.structs.replace(numbers, issued=[*issued, entry])
             durable_files.replace(mesh_dir / _NUMBERS_FILE, _to_json(numbers))
-    uri = san_uri(cluster, role, name, number)
     return Enrolment(
         role=role,
         name=name,
@@ -298,11 +329,10 @@ def _issue(mesh_dir: Path, role: Literal["node", "operator"], name: str) -> Enro
         cluster=cluster,
         certificate=certificate,
         private_key_pem=x509_certificates.private_key_pem(key),
-        tls_certificate_pem=x509_certificates.make_leaf(
-            ca_key, ca_pem, public_key=key.public_key(), name=name, uri=uri
-        ),
+        tls_certificate_pem=tls_pem,
         ca_certificate_pem=ca_pem,
-        keys=tuple(RingKey(key.secret, key.state) for key in keys),
+        keys=tuple(RingKey(key.secret, key.state) for key in ring.keys),
+        ring_statement=ring.statement or b"",
     )
 
 
@@ -336,6 +366,70 @@ def _locked(mesh_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshDirectory:
+    """What a locked mesh directory holds, for making the CA's next statement."""
+
+    ca_key: Ed25519PrivateKey = field(repr=False)
+    authority: Authority
+    ring: KeyRing
+    numbers: Mapping[tuple[str, str], int]
+    """The last enrolment given to each (role, name)."""
+    revocations: Revocations
+    issued: Sequence[IssuedCertificate]
+
+
+@contextmanager
+def opened_mesh(mesh_dir: Path) -> Iterator[MeshDirectory]:
+    """The mesh directory, locked against enrolments and other statements until the block ends."""
+    with _locked(mesh_dir):
+        ca_key, _ = _read_ca(mesh_dir)
+        authority = Authority(ca_key.public_key().public_bytes_raw())
+        file = _read_json(mesh_dir / _RING_FILE, _RingFile, "a key ring")
+        numbers = _read_json(mesh_dir / _NUMBERS_FILE, _NumbersFile, "a list of enrolments", secret=False)
+        ring = KeyRing(RingKey(key.secret, key.state) for key in file.keys)
+        if file.statement:
+            try:
+                ring, _ = open_ring(authority, file.statement)
+            except RecordError as error:
+                raise ConfigError(f"{mesh_dir / _RING_FILE}: {error}") from error
+        yield MeshDirectory(
+            revocations=_read_revocations(mesh_dir / _REVOCATIONS_FILE, authority),
+            ca_key=ca_key,
+            authority=authority,
+            ring=ring,
+            numbers={
+                **{("node", name): number for name, number in numbers.node.items()},
+                **{("operator", name): number for name, number in numbers.operator.items()},
+            },
+            issued=[] if numbers.issued is msgspec.UNSET else numbers.issued,
+        )
+
+
+def store_ring(mesh_dir: Path, ring: KeyRing, statement: bytes) -> None:
+    """Put a ring that the mesh uses into its directory, for later enrolments. Inside of `opened_mesh` only."""
+    keys = tuple(_KeyFile(key.secret, key.state) for key in ring)
+    with _writing(mesh_dir):
+        file = _RingFile(schema="relaymesh.keyring.v1", keys=keys, statement=statement)
+        durable_files.replace(mesh_dir / _RING_FILE, _to_json(file))
+
+
+def store_revocations(mesh_dir: Path, statement: bytes) -> None:
+    """Put a list that the mesh enforces into its directory. Inside of `opened_mesh` only."""
+    with _writing(mesh_dir):
+        file = _RevocationsFile(schema="relaymesh.revocations.v1", statement=statement)
+        durable_files.replace(mesh_dir / _REVOCATIONS_FILE, _to_json(file))
+
+
+def _read_revocations(path: Path, authority: Authority) -> Revocations:
+    if not _exists(path):
+        return Revocations()
+    try:
+        return open_revocations(authority, _read_json(path, _RevocationsFile, "a list of revocations").statement)[0]
+    except RecordError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
 # --- the enrolment file -----------------------------------------------------------------------------------------------
 
 
@@ -351,12 +445,15 @@ def _encode(enrolment: Enrolment) -> bytes:
         tls_certificate=enrolment.tls_certificate_pem,
         ca_certificate=enrolment.ca_certificate_pem,
         keys=tuple(_KeyFile(key.secret, key.state) for key in enrolment.keys),
+        ring=enrolment.ring_statement or msgspec.UNSET,
     )
     return _to_json(msgspec.structs.replace(file, checksum=_checksum(file)))
 
 
 def _checksum(file: _EnrolmentFile) -> str:
-    return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(file, checksum=""))).hexdigest()
+    return hashlib.sha256(
+        msgspec.json.encode(msgspec.structs.replace(file, ring=msgspec.UNSET, checksum=""))
+    ).hexdigest()
 
 
 def _verified(file: _EnrolmentFile) -> Enrolment:
@@ -375,6 +472,8 @@ def _verified(file: _EnrolmentFile) -> Enrolment:
     x509_certificates.check_leaf(file.ca_certificate, file.tls_certificate, public_key=certificate.public_key, uri=uri)
     keys = tuple(RingKey(key.secret, key.state) for key in file.keys)
     KeyRing(keys)  # raises when the keys make no ring
+    if file.ring:
+        open_ring(authority, file.ring)
     return Enrolment(
         role=file.role,
         name=file.name,
@@ -385,6 +484,7 @@ def _verified(file: _EnrolmentFile) -> Enrolment:
         tls_certificate_pem=file.tls_certificate,
         ca_certificate_pem=file.ca_certificate,
         keys=keys,
+        ring_statement=file.ring or b"",
     )
 
 

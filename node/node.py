@@ -24,6 +24,7 @@ from mesh.membership import Status
 from mesh.placement import Offer
 from mesh.profiles import Profile
 from mesh.protocol import this_release
+from mesh.records import RecordVerifier
 from mesh.sealing import KeyRing
 from mesh.tables import Table
 from node.env import DatagramSocket, Env, PeerIdentity
@@ -38,7 +39,10 @@ from node.settings import Settings
 from node.storage.migrate import Migration
 from node.storage.store import Commit, Store
 from node.storage.transaction import Arrival, Transaction
+from node.streams.guard import GuardedDialler, StreamGuard
 from node.streams.rpc import RpcPool, RpcServer, Verb
+from node.trust import Trust
+from node.trust_fetch import VERB, TrustFetch
 from node.work.ownership import Ownership, OwnershipTiming
 from node.work.retention import Purger, Retention
 from node.work.retries import RetryPolicy
@@ -76,6 +80,10 @@ class NodeSpec:
     slots: int
     version: str
     settings: Settings
+    ring_statement: bytes = b""
+    """The CA's word for `ring`; empty while the mesh has its first one."""
+    tls_certificate: str = ""
+    """What streams prove this node by, as PEM; empty where streams are simulated."""
 
 
 class Node:
@@ -98,15 +106,20 @@ class Node:
         path = env.disk.root / "relaymesh.db"
         self.store = Store(env, tables, node_id=spec.node_id, path=path, migrations=migrations)
         self.speaks = this_release(self.store.schema, spec.version)
+        self.authority = Authority(spec.identity.ca_public_key)
+        """Who is trusted: all that is signed is checked against it."""
+        self.trust = Trust(env, self.authority, ring=spec.ring, ring_statement=spec.ring_statement)
+        self.guard = StreamGuard(self._stream_refusal)
+        dialler = GuardedDialler(env.net, self.guard)
         cluster = spec.identity.certificate.cluster
-        self.calls = RpcPool(env.net, cluster, speaks=self.speaks)
+        self.calls = RpcPool(dialler, cluster, speaks=self.speaks)
         # Pulls have a pool of their own: a peer's `sync` makes us pull from it while it waits for our answer. So have
         # probes: whether a node lives must not wait behind slow calls.
-        self.data_calls = RpcPool(env.net, cluster, speaks=self.speaks)
-        self.probe_calls = RpcPool(env.net, cluster, speaks=self.speaks)
-        self._authority = Authority(spec.identity.ca_public_key)
+        self.data_calls = RpcPool(dialler, cluster, speaks=self.speaks)
+        self.probe_calls = RpcPool(dialler, cluster, speaks=self.speaks)
         self.identity_conflict: str | None = None
         self.bundles_dropped = 0
+        self.started_at_ms = int(env.clock.wall() * 1000)
         self.verified: dict[str, verification.VerifyResult] = {}
         self._stopping = False
 
@@ -131,7 +144,7 @@ class Node:
             await self._assemble(socket)
             async with trio.open_nursery() as nursery:
                 cluster = self.spec.identity.certificate.cluster
-                self.server = RpcServer(self._verbs(admin), cluster=cluster, speaks=self.speaks)
+                self.server = RpcServer(self._verbs(admin), cluster=cluster, speaks=self.speaks, guard=self.guard)
                 await serve(self.server)
                 for service in (
                     self.calls.run,
@@ -140,6 +153,8 @@ class Node:
                     self._apply_bundles,
                     self._keep_members,
                     self._keep_boot,
+                    self._enforce_standing,
+                    self.trust_fetch.run,
                 ):
                     nursery.start_soon(service)
                 # The queue is made anew before the first claim: an agent of the last start may be gone.
@@ -157,6 +172,7 @@ class Node:
 
     async def _assemble(self, socket: DatagramSocket) -> None:
         spec, env = self.spec, self.env
+        await self.trust.open()
         try:
             boot = await self.store.write(_next_boot)
         except StoreError as error:
@@ -172,7 +188,9 @@ class Node:
         self.gate = Gate(dead_time_s=dead_time_s, has_peers=bool(known or others_seeds), now=now)
         self.gossip = Gossip(
             identity=spec.identity,
-            ring=spec.ring,
+            ring=self.trust.ring,
+            verifier=RecordVerifier(self.authority),
+            revocations=self.trust.revocations.number,
             profile=profile,
             rng=random.Random(env.rng.getrandbits(64)),
             entropy=env.entropy,
@@ -247,6 +265,10 @@ class Node:
             ),
             every_s=spec.settings.retention_interval_ms / 1000,
         )
+        self.trust_fetch = TrustFetch(
+            env, self.trust, self.gossip, self.calls, seeds=others_seeds, rpc_port=spec.rpc_address.port
+        )
+        self._standing_news = trio.Event()
         self.push = Push(
             spec.identity,
             publish=lambda payload, subject: self.loop.publish(TOPIC_BUNDLE, payload, subject),
@@ -271,6 +293,8 @@ class Node:
         self.loop.on_rumor = self._on_rumor
         self.loop.on_self_conflict = self._on_self_conflict
         self.loop.on_member_changed.append(self._on_member_changed)
+        self.loop.on_unknown_key = self.trust_fetch.on_unknown_key
+        self.trust.on_changed.append(self._on_trust_changed)
 
     def offer(self) -> Offer:
         """What this node can run."""
@@ -310,10 +334,40 @@ class Node:
         if self.runtime.paused is None:
             self.runtime.wake(self.spec.slots)
 
+    def _on_trust_changed(self) -> None:
+        self._standing_news.set()
+        revoked = self.authority.refusal(*self.gossip.members.own.standing)
+        if revoked is not None:
+            self.identity_conflict = revoked
+            self._update_paused()
+            log.error("nothing new is started here: %s", revoked)
+        self.loop.perform(
+            self.gossip.install_trust(self.trust.ring, self.trust.revocations.number, self.env.clock.monotonic())
+        )
+
+    def adopt(self, identity: Identity, tls_certificate: str) -> None:
+        """Be known by a later enrolment from now on. The network must prove it already."""
+        self.spec = dataclasses.replace(self.spec, identity=identity, tls_certificate=tls_certificate)
+        self.push.adopt(identity)
+        self.identity_conflict = None  # it was about the former enrolment; one that lasts is heard of again at once
+        self._update_paused()
+        self.loop.perform(self.gossip.adopt(identity, self.env.clock.monotonic()))
+
+    def _stream_refusal(self, peer: PeerIdentity) -> str | None:
+        """Why a peer may hold no stream: revoked, or a later enrolment of its name is a member."""
+        revoked = self.trust.revocations.refusal(peer.role, peer.name, peer.enrolment)
+        revoked = revoked or self.trust.revocations.refusal_of_tls(peer.serial, peer.fingerprint)
+        member = self.gossip.members.get(peer.name) if peer.role == "node" else None
+        if revoked is None and member is not None and 0 < peer.enrolment < member.certificate.enrolment:
+            return f"enrolment {peer.enrolment} of {peer.name} was followed by {member.certificate.enrolment}: use that"
+        return revoked
+
     def _on_member_changed(self, change: MemberChanged) -> None:
         self.gossip.set_vector_digest(self.store.vector.digest())  # kept up to date only while somebody may hear it
         self.ownership.on_member_changed()
         self._members_changed.set()
+        self._standing_news.set()
+        self.trust_fetch.look()
         if change.after == Status.ALIVE and change.node_id != self.spec.node_id:
             self.puller.want_at_once(change.node_id)
             self._came_back.append(change.node_id)
@@ -327,7 +381,7 @@ class Node:
         if rumor.topic != TOPIC_BUNDLE:
             return
         try:
-            self._bundles_in.send_nowait(open_bundle(self._authority, rumor.payload))
+            self._bundles_in.send_nowait(open_bundle(self.authority, rumor.payload))
         except RecordError as error:
             log.warning("refused a row bundle that came via %s: %s", rumor.via, error)
             self.bundles_dropped += 1
@@ -380,6 +434,13 @@ class Node:
             except RelayMeshError as error:
                 log.warning("cannot remember member records: %s", error)
 
+    async def _enforce_standing(self) -> None:
+        """End the streams of those who were revoked, or enrolled anew, as soon as we know."""
+        while True:
+            await self._standing_news.wait()
+            self._standing_news = trio.Event()
+            await self.guard.enforce()
+
     async def _keep_boot(self) -> None:
         """Count starts on from the latest that the mesh knows: after a restore, the next start is a later one again."""
         while True:
@@ -419,6 +480,7 @@ class Node:
         everyone = ("node", "operator", "local")
         return {
             "probe": Verb(self.loop.handle_probe),
+            VERB: Verb(self.trust.serve, concurrent_max=32),
             "pull": Verb(self._handle_pull, concurrent_max=8),
             "sync": Verb(self._handle_sync, concurrent_max=32),
             "vector": Verb(lambda _peer, body, _send: serve_vector(self.store, body), concurrent_max=8),

@@ -14,9 +14,8 @@ from typing import Any, TypeVar, cast
 import outcome
 import trio
 
-from node.env import Env, Executor
-from node.streams.tls import TlsContexts
-from node.streams.trio_net import TrioNet
+from node import durable_files
+from node.env import Env, Executor, Net
 
 T = TypeVar("T")
 
@@ -51,6 +50,17 @@ class LocalDisk:
         """Bytes that an ordinary user may still write where the root is."""
         space = os.statvfs(self.root)
         return space.f_bavail * space.f_frsize
+
+    def load(self, name: str) -> bytes | None:
+        """The content of a small file in the root; None when there is none."""
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def save(self, name: str, data: bytes) -> None:
+        """Replace that file whole and durably, mode 0600; OSError leaves the old one."""
+        durable_files.replace(self.root / name, data)
 
     def kernel_boot_id(self) -> str:
         """The kernel's random id of this start; it changes whenever the page cache was lost."""
@@ -102,16 +112,13 @@ def _keep_waiting(_raise_cancel: object) -> trio.lowlevel.Abort:
     return trio.lowlevel.Abort.FAILED
 
 
-def make_env(root: Path, *, contexts: TlsContexts, source_host: str | None, executor: Executor) -> Env:
-    """The environment of a daemon on `root`. The caller closes both store threads at the end.
-
-    `source_host` is the address that outgoing streams leave from, see `TrioNet`.
-    """
+def make_env(root: Path, *, net: Net, executor: Executor) -> Env:
+    """The environment of a daemon on `root`. The caller closes both store threads at the end."""
     return Env(
         clock=SystemClock(),
         rng=random.Random(os.urandom(32)),
         entropy=os.urandom,
-        net=TrioNet(contexts, source_host=source_host),
+        net=net,
         disk=LocalDisk(root),
         writer_thread=DedicatedThread("store-writer"),
         reader_thread=DedicatedThread("store-reader"),

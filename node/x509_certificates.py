@@ -10,7 +10,7 @@ import datetime as dt
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -65,6 +65,18 @@ def check_leaf(ca_pem: str, leaf_pem: str, *, public_key: bytes, uri: str) -> No
         raise RecordError("the TLS certificate names nobody") from error
     if list(names) != [x509.UniformResourceIdentifier(uri)]:
         raise RecordError("the TLS certificate names somebody else")
+
+
+def names_of(pem: str) -> tuple[str, str]:
+    """A certificate's serial number and SHA-256 fingerprint, as `mesh.revocations` keeps them."""
+    certificate = _load(pem)
+    return f"{certificate.serial_number:x}", certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def subject_and_end(pem: str) -> tuple[str, str]:
+    """A certificate's subject, and when it ends, as RFC 4514 and ISO 8601 write them."""
+    certificate = _load(pem)
+    return certificate.subject.rfc4514_string(), certificate.not_valid_after_utc.isoformat().replace("+00:00", "Z")
 
 
 def load_private_key(pem: str) -> Ed25519PrivateKey:

@@ -65,7 +65,8 @@ def test_every_command_line_of_the_readme_is_understood():
     assert len(lines) >= 8
     for words in lines:
         names = [word for word in words[1:] if re.fullmatch(r"[a-z][a-z-]+", word)]
-        command = next(part for part in (names[:2], names[:1], names[1:2]) if has_help(part))
+        parts = [names[start : start + length] for length in (3, 2, 1) for start in (0, 1)]  # the first may be a value
+        command = next(part for part in parts if has_help(part))
         known = CliRunner().invoke(app, ["--help"]).output + CliRunner().invoke(app, [*command, "--help"]).output
         for option in (word for word in words if word.startswith("--")):
             assert re.search(rf"{option}\b", known), (option, words)

@@ -31,6 +31,7 @@ from tools import (
     garbage_commands,
     mesh_commands,
     node_commands,
+    trust_commands,
     upgrade_commands,
     work_commands,
 )
@@ -194,6 +195,7 @@ work_commands.register(app)
 node_commands.register(app)
 garbage_commands.register(app)
 upgrade_commands.register(app)
+trust_commands.register(app, mesh_commands.mesh_app)
 app.add_typer(mesh_commands.mesh_app, name="mesh")
 app.add_typer(chaos_commands.chaos_app, name="chaos")
 command(app, "demo", panel="Try")(_demo)

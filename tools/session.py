@@ -130,8 +130,11 @@ _SHARED: dict[str, tuple[Any, Any]] = {
 }
 
 
-def command(app: typer.Typer, name: str, *, panel: str) -> Callable[[Command], Command]:
-    """Register a function `(session, own options) -> exit code` as a command that takes the shared options too."""
+def command(app: typer.Typer, name: str, *, panel: str, hidden: bool = False) -> Callable[[Command], Command]:
+    """Register a function `(session, own options) -> exit code` as a command that takes the shared options too.
+
+    `hidden` keeps it out of the list of commands, which a very long name would leave no room for.
+    """
 
     def register(body: Command) -> Command:
         own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
@@ -154,7 +157,7 @@ def command(app: typer.Typer, name: str, *, panel: str) -> Callable[[Command], C
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         run.__doc__ = body.__doc__
-        app.command(name, rich_help_panel=panel)(run)
+        app.command(name, rich_help_panel=panel, hidden=hidden)(run)
         return body
 
     return register

@@ -25,6 +25,7 @@ from chaos.invariants.generations_count import GenerationsCount
 from chaos.invariants.idle_when_settled import DisksRest, IdleWhenSettled, WritesChangeSomething
 from chaos.invariants.members_are_the_living import MembersAreTheLiving
 from chaos.invariants.mirror import Mirror
+from chaos.invariants.nobody_cut_off import NobodyCutOff
 from chaos.invariants.nodes_live_on import DatabasesSound, LogsTellOfNoFault, NodesLiveOn
 from chaos.invariants.one_content_per_dot import OneContentPerDot
 from chaos.invariants.one_writer import OneWriter
@@ -88,6 +89,7 @@ ALL: Sequence[type[Promise]] = (
     LevelsBounded,
     SuspicionsEnd,
     RumorsAreNews,
+    NobodyCutOff,
     # after the heal
     ComesToRest,
     TasksEndAsDefined,

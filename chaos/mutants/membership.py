@@ -89,6 +89,12 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="retire-before-acknowledged",
+        breaks="a key ring is followed by the next one only when every member has installed it",
+        caught_by=("nobody-cut-off",),
+        edits=(Edit("node.trust:lagging", "member.active and member.ring < ring", "member.ring < 0"),),
+    ),
+    Mutant(
         name="start-not-counted",
         breaks="every start of a node is a life of its own, and the later one is known as such",
         caught_by=("lives-rise",),

@@ -179,6 +179,36 @@ class SimulatedDisk:
         if not self.lying_sync:
             self._apply_names(len(self._pending_names))
 
+    def load(self, path: str) -> bytes | None:
+        """All of a small file, None when there is none. EIO."""
+        self._check_alive()
+        if self.io_error_share:
+            self._fail_now_and_then()
+        inode = self._names.get(path)
+        return None if inode is None else bytes(inode.content)
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Give a small file this content, durably and in one step, as writing aside and renaming does. Any errno."""
+        self._check_alive()
+        if self.read_only:
+            raise _error(errno.EROFS)
+        if self.io_error_share:
+            self._fail_now_and_then()
+        if self.quota_bytes is not None and len(data) > self.free_bytes():
+            raise _error(errno.ENOSPC)
+        if self.sync_errors:
+            self.sync_errors -= 1
+            raise _error(errno.EIO)
+        self.operations += 1
+        self.writes += 1
+        self.bytes_written += len(data)
+        self._cut_when_due()
+        inode = self._names[path] = Inode(durable=bytearray(data))
+        inode.settle()
+        self._pending_names.append((self.operations, path, inode))
+        if not self.lying_sync:
+            self._apply_names(len(self._pending_names))
+
     def size(self, file: OpenFile) -> int:
         """Bytes in it."""
         self._check(file)

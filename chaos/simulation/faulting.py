@@ -348,6 +348,12 @@ async def _epoch_bump(world: World, fault: Fault) -> None:
         return  # it is down or cut off from its disk: nothing is bumped, or nobody knows
 
 
+async def _key_rotation(world: World, fault: Fault) -> None:
+    (host,) = _hosts(world, fault)
+    for _ in range(int(_number(fault, "rotations"))):
+        await world.key_operator.rotate(host)
+
+
 PLAYERS: Mapping[str, Player] = {
     "loss": partial(_change_lines, lambda fault, pairs: Overlay(pairs=pairs, loss=_number(fault, "share"))),
     "duplicate": partial(_change_lines, lambda fault, pairs: Overlay(pairs=pairs, duplicate=_number(fault, "share"))),
@@ -395,4 +401,5 @@ PLAYERS: Mapping[str, Player] = {
     "no-clock": _no_clock,
     "epoch-bump": _epoch_bump,
     "poison-row": poison_row,
+    "key-rotation": _key_rotation,
 }

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import trio
 
-from chaos.observations import Committed, HostEnded, HostStarted, MemberSeen, RumorRepeated, Sampled
+from chaos.observations import Committed, HostEnded, HostStarted, MemberSeen, RingInstalled, RumorRepeated, Sampled
 from chaos.simulation import next_release
 from chaos.simulation.datagrams import HOST_SUFFIX, SimulatedSocket
 from chaos.simulation.disk import SimulatedDisk
@@ -31,6 +31,7 @@ from mesh import profiles
 from mesh.effects import RumorReceived
 from mesh.errors import RelayMeshError, UnavailableError
 from mesh.ids import Address, NodeId
+from mesh.key_rotation import key_name
 from node.admin.service import AdminService
 from node.config import NodeConfig
 from node.env import Env, PeerIdentity
@@ -101,6 +102,12 @@ class _HostDisk:
 
     def free_bytes(self) -> int:
         return self._host.disk.free_bytes()
+
+    def load(self, name: str) -> bytes | None:
+        return self._host.disk.load(str(self.root / name))
+
+    def save(self, name: str, data: bytes) -> None:
+        self._host.disk.replace(str(self.root / name), data)
 
     def kernel_boot_id(self) -> str:
         return f"{self._host.name}-boot-{self._host.boots}"
@@ -279,6 +286,7 @@ class Host:
         node.loop.on_member_changed.append(
             lambda change: self.world.tell(MemberSeen(at_ms=self.world.now_ms(), host=self.name, change=change))
         )
+        node.trust.on_changed.append(lambda: self._tell_ring(node))
         node.loop.on_rumor = self._noting_repetitions(node.loop.on_rumor)
         self.world.tell(
             HostStarted(
@@ -288,6 +296,20 @@ class Host:
                 origin=node.store.origin,
                 integrity=integrity,
                 members={member.node_id: member.status.value for member in node.gossip.members.all()},
+            )
+        )
+        self._tell_ring(node)
+
+    def _tell_ring(self, node: Node) -> None:
+        ring = node.trust.ring
+        names = {key.key_id: key_name(key.key_id) for key in ring}
+        self.world.tell(
+            RingInstalled(
+                at_ms=self.world.now_ms(),
+                host=self.name,
+                number=ring.number,
+                primary=names[ring.primary.key_id],
+                keys=tuple(names.values()),
             )
         )
 

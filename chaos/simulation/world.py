@@ -21,6 +21,7 @@ from chaos.simulation.event_heap import EventHeap
 from chaos.simulation.executor import Sink
 from chaos.simulation.fingerprint import Fingerprint
 from chaos.simulation.host import Host
+from chaos.simulation.key_operator import KeyOperator
 from chaos.simulation.links import Conditions, Links
 from chaos.simulation.scheduling import HOST, HoldingQueue
 from chaos.simulation.streams import StreamNetwork
@@ -65,6 +66,7 @@ class World:
         self.datagrams = DatagramNetwork(heap, self.links, fingerprint)
         self.streams = StreamNetwork(heap, self.links, fingerprint)
         self.credentials = Credentials(seed)
+        self.key_operator = KeyOperator(self)
         self.sink = Sink()
         self.watchers: list[Callable[[Seen], None]] = []
         """Hear every observation, in order."""

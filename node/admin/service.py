@@ -17,10 +17,12 @@ from mesh.ids import parse_namespace
 from node.admin.arguments import Arguments
 from node.admin.garbage_commands import GarbageCommands
 from node.admin.mesh_commands import MeshCommands
+from node.admin.trust_commands import TrustCommands
 from node.admin.work_commands import WorkCommands
 from node.config import NodeConfig
 from node.env import PeerIdentity
 from node.node import Node
+from node.reenrolment import Reenrolment
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +40,13 @@ class AdminRequest(msgspec.Struct, forbid_unknown_fields=True):
 class AdminService:
     """All commands of one node, by name."""
 
-    def __init__(self, node: Node, config: NodeConfig) -> None:
+    def __init__(self, node: Node, config: NodeConfig, reenrolment: Reenrolment | None = None) -> None:
+        """Without `reenrolment` the identity of the node cannot be replaced while it runs."""
         self._commands: Mapping[str, Command] = {
             **WorkCommands(node).commands(),
             **MeshCommands(node, config).commands(),
             **GarbageCommands(node).commands(),
+            **TrustCommands(node, config, reenrolment).commands(),
         }
 
     def names(self) -> list[str]:

@@ -49,6 +49,10 @@ class Push:
         self.bundles_total = 0
         self.hints_total = 0
 
+    def adopt(self, identity: Identity) -> None:
+        """Sign with a later enrolment of this node."""
+        self._identity = identity
+
     def on_commit(self, commit: Commit) -> None:
         """Spread what this commit brought. Rows that were only merged from others need a hint at most."""
         if not self._has_peers():

@@ -17,9 +17,10 @@ import trio
 from mesh.errors import FrameError, LimitError, RelayMeshError, UnavailableError
 from mesh.ids import Address
 from mesh.protocol import SILENT, Speaks, common, refusal, this_release
-from node.env import Net, PeerIdentity, SecureStream
+from node.env import PeerIdentity, SecureStream
 from node.streams.frames import LOCAL_CLUSTER
 from node.streams.framing import FramedStream, StalledError
+from node.streams.guard import Dialler, StreamGuard
 from node.streams.rpc_messages import (
     SILENCE_S,
     TICK_S,
@@ -75,6 +76,7 @@ class RpcServer:
         verbs: Mapping[str, Verb],
         *,
         cluster: bytes,
+        guard: StreamGuard | None = None,
         connections_max: int = CONNECTIONS_MAX,
         idle_s: float = SERVER_IDLE_S,
         tick_s: float = TICK_S,
@@ -84,6 +86,7 @@ class RpcServer:
         self.speaks = speaks or this_release()
         self._verbs = verbs
         self._cluster = cluster
+        self._guard = guard or StreamGuard(lambda _peer: None)
         self._connections_max = connections_max
         self.idle_s = idle_s
         self.tick_s = tick_s
@@ -111,11 +114,16 @@ class RpcServer:
                 self.refusal("busy", f"{self._connections_max} connections are open here: try again in a second")
             )
             return
+        refusal = self._guard.admit(stream)
+        if refusal is not None:
+            await connection.refuse(self.refusal("forbidden", refusal))
+            return
         self._open[local] += 1
         try:
             await connection.run()
         finally:
             self._open[local] -= 1
+            self._guard.forget(stream)
 
     def refuses(self, speaks: Speaks, peer: PeerIdentity) -> Error | None:
         """The reply to a peer with which we have no version of the protocol in common; None when we have one."""
@@ -308,7 +316,7 @@ class RpcPool:
 
     def __init__(
         self,
-        net: Net,
+        dialler: Dialler,
         cluster: bytes,
         *,
         calls_max: int = CALLS_MAX,
@@ -317,7 +325,7 @@ class RpcPool:
     ) -> None:
         """`speaks` is what peers are told and measured by; by default, what this release speaks."""
         self.speaks = speaks or this_release()
-        self._net = net
+        self._dialler = dialler
         self._cluster = cluster
         self._idle_s = idle_s
         self._turns = trio.Semaphore(calls_max, max_value=calls_max)
@@ -385,7 +393,7 @@ class RpcPool:
         return framed
 
     async def _connect(self, address: Address, expect: str | None) -> FramedStream:
-        stream = await self._net.connect(address)
+        stream = await self._dialler.connect(address)
         if stream.peer.role == "node" and expect in (None, stream.peer.name):
             return FramedStream(stream, self._cluster)
         await stream.aclose()

@@ -6,6 +6,7 @@ ends the server.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import socket
@@ -22,7 +23,7 @@ from mesh.ids import Address
 from node.datagrams import UdpSocket, bind_error, bind_udp
 from node.env import PeerIdentity, SecureStream
 from node.streams.local_socket import listening_local
-from node.streams.tls import TlsContexts, failure_text, peer_name
+from node.streams.tls import PeerName, TlsContexts, failure_text, peer_name
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,11 @@ class TrioNet:
                 raise
         raise UnavailableError(f"{address} did not answer within {HANDSHAKE_S:g} s")
 
+    def adopt(self, contexts: TlsContexts) -> None:
+        """Prove this identity of the same mesh on every stream that opens from now on."""
+        assert contexts.cluster == self._contexts.cluster
+        self._contexts = contexts
+
     async def _dial(self, address: Address) -> trio.SocketStream:
         try:
             return await trio.open_tcp_stream(address.host, address.port, local_address=self._source_host)
@@ -144,7 +150,7 @@ class TrioNet:
         stream = trio.SSLStream(transport, context, server_side=server_side)
         await stream.do_handshake()
         name = peer_name(stream.getpeercert(), self._contexts.cluster)
-        return TlsStream(stream, PeerIdentity(name.role, name.name, name.enrolment))
+        return TlsStream(stream, _identity(name, stream))
 
     async def serve(
         self,
@@ -245,6 +251,14 @@ class TrioNet:
             log.debug("a connection broke: %s", failure_text(error))
         except Exception:
             log.exception("a connection's handler failed; the server goes on")
+
+
+def _identity(name: PeerName, stream: trio.SSLStream[trio.SocketStream]) -> PeerIdentity:
+    """The peer with what revocations may name of its certificate."""
+    certificate = stream.getpeercert()
+    der = stream.getpeercert(binary_form=True)
+    serial = str(certificate["serialNumber"]).lower().lstrip("0") or "0"
+    return PeerIdentity(name.role, name.name, name.enrolment, serial, hashlib.sha256(der).hexdigest())
 
 
 def _peer_uid(transport: trio.SocketStream) -> int:

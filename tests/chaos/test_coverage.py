@@ -7,7 +7,7 @@ import json
 import pytest
 
 from chaos.coverage import POINTS, REQUIRED, Coverage
-from chaos.observations import HostEnded, Logged, RunEnded, RunStarted, Sampled, SinkWrite
+from chaos.observations import HostEnded, Logged, RingInstalled, RunEnded, RunStarted, Sampled, SinkWrite
 from mesh.ids import Origin
 from mesh.version_vector import VersionVector
 from tests.chaos.feeds import Feed, fence
@@ -48,6 +48,11 @@ def conflicts(feed: Feed) -> None:
 def store_fails_and_works(feed: Feed) -> None:
     feed.tell(Logged, "n0", level=40, text="the local store fails: this node starts no work")
     feed.tell(Logged, "n0", level=40, text="the local store works again")
+
+
+def rotates(feed: Feed) -> None:
+    feed.tell(RingInstalled, "n0", number=0, primary="a", keys=("a",))
+    feed.tell(RingInstalled, "n0", number=4, primary="b", keys=("b",))
 
 
 def tells(action: str, **columns: object):
@@ -179,6 +184,8 @@ STORIES = [
     ("store-worked-again", store_fails_and_works),
     ("disk-error-answered", answers("task", error="StoreError")),
     ("vector-gap", has_a_gap),
+    ("key-promoted", rotates),
+    ("returned-by-certificate", rotates),
     ("old-work-after-restart", dies(how="kill")),
 ]
 

@@ -445,6 +445,12 @@ class HostDisk:
     def free_bytes(self) -> int:
         return self.simulated.free_bytes()
 
+    def load(self, name: str) -> bytes | None:
+        return self.simulated.load(str(self.root / name))
+
+    def save(self, name: str, data: bytes) -> None:
+        self.simulated.replace(str(self.root / name), data)
+
     def kernel_boot_id(self) -> str:
         return f"boot-{self.boots}"
 

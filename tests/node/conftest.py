@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from mesh.tables import Column, Register, Table
+from node import durable_files
 from node.env import Env
 from node.storage.migrate import load_migrations
 from node.storage.store import Store
@@ -83,6 +84,13 @@ class TestDisk:
 
     def free_bytes(self) -> int:
         return 1 << 40
+
+    def load(self, name: str) -> bytes | None:
+        path = self.root / name
+        return path.read_bytes() if path.exists() else None
+
+    def save(self, name: str, data: bytes) -> None:
+        durable_files.replace(self.root / name, data)
 
     def kernel_boot_id(self) -> str:
         return self.boot_id

@@ -28,6 +28,7 @@ from mesh.errors import ConfigError, UnavailableError
 from mesh.ids import Address, NodeId
 from mesh.profiles import LOCAL, Profile
 from mesh.rows import Row
+from node import durable_files
 from node.admin.service import AdminService
 from node.config import NodeConfig
 from node.env import AgentInfo, Env, Job, Outcome, PeerIdentity
@@ -139,6 +140,13 @@ class HostDisk:
 
     def free_bytes(self) -> int:
         return self.free
+
+    def load(self, name: str) -> bytes | None:
+        path = self.root / name
+        return path.read_bytes() if path.exists() else None
+
+    def save(self, name: str, data: bytes) -> None:
+        durable_files.replace(self.root / name, data)
 
     def kernel_boot_id(self) -> str:
         return "kernel-1"

@@ -125,12 +125,22 @@ def test_the_disk_knows_its_room_and_the_kernels_start(tmp_path):
     assert disk.kernel_boot_id() == LocalDisk(tmp_path).kernel_boot_id()
 
 
+def test_a_small_file_is_replaced_whole_for_its_owner_alone(tmp_path):
+    disk = LocalDisk(tmp_path)
+    assert disk.load("small") is None
+    disk.save("small", b"one")
+    disk.save("small", b"two")
+    assert disk.load("small") == b"two"
+    assert (tmp_path / "small").stat().st_mode & 0o777 == 0o600
+
+
 async def test_an_environment_has_its_own_randomness_and_threads(tmp_path):
     from node.identity_files import found
     from node.streams.tls import make_contexts
+    from node.streams.trio_net import TrioNet
 
-    contexts = make_contexts(found(tmp_path, "node-a").tls_material)
-    one, two = (make_env(tmp_path, contexts=contexts, source_host=None, executor=None) for _ in range(2))
+    net = TrioNet(make_contexts(found(tmp_path, "node-a").tls_material))
+    one, two = (make_env(tmp_path, net=net, executor=None) for _ in range(2))
     try:
         assert one.rng.random() != two.rng.random()
         assert len(one.entropy(8)) == 8

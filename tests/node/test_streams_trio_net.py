@@ -27,6 +27,7 @@ from node.streams.local_socket import SOCKET_PATH_BYTES_MAX, connect_local
 from node.streams.rpc import RpcPool, RpcServer, Verb
 from node.streams.tls import client_context, make_contexts
 from node.streams.trio_net import TrioNet
+from node.x509_certificates import names_of
 
 ANY_PORT = Address("127.0.0.2", 0)
 
@@ -95,7 +96,8 @@ async def test_both_ends_learn_who_the_other_is(enrolled):
     a, b = enrolled("node-a"), enrolled("node-b")
     async with serving(net_of(a)) as address:
         stream = await net_of(b).connect(address)
-        assert stream.peer == PeerIdentity("node", "node-a", a.enrolment)
+        assert (stream.peer.role, stream.peer.name, stream.peer.enrolment) == ("node", "node-a", a.enrolment)
+        assert (stream.peer.serial, stream.peer.fingerprint) == names_of(a.tls_certificate_pem)
         assert await stream.receive_some(1000) == f"node node-b {b.enrolment};".encode()
         await stream.aclose()
         operator = await net_of(enrolled("op-ann")).connect(address)

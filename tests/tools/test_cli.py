@@ -136,7 +136,7 @@ COMMANDS = (
         "logs",
     ),
     *("agents", "members", "mesh-summary", "health", "stats", "metrics"),
-    *("ownership-events", "lease-conflicts", "cluster-state"),
+    *("ownership-events", "lease-conflicts", "cluster-state", "tls-status", "purge", "mesh-prune"),
     *("cluster-epoch-bump", "mesh-recover", "maintenance", "upgrade-rehearsal", "version", "demo"),
 )
 

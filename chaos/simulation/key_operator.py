@@ -1,0 +1,105 @@
+"""The operator who rotates the gossip keys of a simulated mesh, as `relaymesh mesh keys` does on a real one.
+
+He holds the CA key, talks to one node as long as it answers and then to another, takes a refusal for "try again", and
+believes the mesh before his own notes. The day of grace before a key is removed passes in no time: what may go wrong
+then does so sooner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from chaos.observations import RingAccepted
+from mesh import key_rotation
+from mesh.ca_statements import Statement
+from mesh.errors import ConflictError, RelayMeshError
+from mesh.identity import Authority
+from mesh.key_rotation import GRACE_MS, open_ring, sign_ring
+from mesh.sealing import SECRET_BYTES, KeyRing
+
+if TYPE_CHECKING:
+    from chaos.simulation.host import Host
+    from chaos.simulation.world import World
+
+CALL_S = 3.0
+AGAIN_S = 0.5
+ROTATION_MAX_S = 25.0
+"""After this he gives up, whatever was reached: a mesh that he cannot reach needs no new keys."""
+
+
+class KeyOperator:
+    """One person with the mesh directory; several rotations come one after another."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._authority = Authority(world.credentials.ca_public_key)
+        self._ring: KeyRing = world.credentials.ring
+        self._said: Statement | None = None
+        self._draws = world.stream("key operator")
+        self._busy = trio.Lock()
+        self._host: Host | None = None
+
+    async def rotate(self, host: Host) -> None:
+        """Add a key, promote it, and take the former one away in two steps; through this node while it answers."""
+        async with self._busy:
+            self._host = host
+            with trio.move_on_after(ROTATION_MAX_S):
+                secret, former = self._draws.randbytes(SECRET_BYTES), self._ring.primary.key_id
+                await self._reach(lambda ring: key_rotation.add(ring, secret))
+                await self._reach(lambda ring: key_rotation.promote(ring, ring.keys()[-1].key_id))
+                await self._reach(lambda ring: key_rotation.retire(ring, former, 0))
+                await self._reach(lambda ring: key_rotation.retire(ring, former, GRACE_MS))
+
+    async def _reach(self, change: Callable[[KeyRing], KeyRing]) -> None:
+        """Bring the mesh one ring further."""
+        wanted = self._ring.number + 1
+        while self._ring.number < wanted:
+            host = self._someone()
+            try:
+                await self._ask_for_next(host, wanted, change)
+            except ConflictError:
+                await trio.sleep(AGAIN_S)
+            except (RelayMeshError, TimeoutError):
+                self._host = None  # it is down or cannot store anything: another one, then
+                await trio.sleep(AGAIN_S)
+
+    async def _ask_for_next(self, host: Host, wanted: int, change: Callable[[KeyRing], KeyRing]) -> None:
+        shown = await host.call("mesh-keys", {"withStatement": True}, CALL_S)
+        if shown["statement"]:
+            self._believe(shown["statement"])
+        if self._ring.number >= wanted:
+            return  # what was asked for before has happened after all
+        if shown["ring"] < self._ring.number:
+            raise ConflictError("this node is behind")
+        statement = sign_ring(self._world.credentials.ca_key, self._authority.cluster, change(self._ring))
+        answer = await host.call("mesh-keys-install", {"statement": statement}, CALL_S)
+        self._tell(host, answer)
+        self._believe(statement)
+
+    def _believe(self, raw: bytes) -> None:
+        ring, said = open_ring(self._authority, raw)
+        if self._said is None or said.order > self._said.order:
+            self._ring, self._said = ring, said
+
+    def _tell(self, host: Host, answer: Mapping[str, Any]) -> None:
+        active = [each["nodeId"] for each in answer["members"] if each["status"] in ("ALIVE", "SUSPECT")]
+        grown = len(answer["keys"]) > len(self._ring.keys())
+        self._world.tell(
+            RingAccepted(
+                at_ms=self._world.now_ms(),
+                host=host.name,
+                number=answer["ring"],
+                primary=next(key["keyId"] for key in answer["keys"] if key["state"] == "primary"),
+                active=tuple(active),
+                grown=grown,
+            )
+        )
+
+    def _someone(self) -> Host:
+        running = self._world.running()
+        if self._host is None or self._host not in running:
+            self._host = self._draws.choice(running or list(self._world.hosts.values()))
+        return self._host
