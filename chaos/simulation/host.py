@@ -104,6 +104,19 @@ class _HostDisk:
     def kernel_boot_id(self) -> str:
         return f"{self._host.name}-boot-{self._host.boots}"
 
+    def exists(self, name: str) -> bool:
+        return self._host.disk.stat(name) is not None
+
+    def rename(self, name: str, new_name: str) -> None:
+        disk = self._host.disk
+        disk.sync_names()
+        disk.rename(name, new_name)
+        disk.sync_names()
+
+    def remove(self, name: str) -> None:
+        if self.exists(name):
+            self._host.disk.unlink(name)
+
 
 class _HostNet:
     """`node.env.Net` of one process."""

@@ -143,6 +143,15 @@ class HostDisk:
     def kernel_boot_id(self) -> str:
         return "kernel-1"
 
+    def exists(self, name: str) -> bool:
+        return (self.root / name).exists()
+
+    def rename(self, name: str, new_name: str) -> None:
+        (self.root / name).rename(self.root / new_name)
+
+    def remove(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
 
 class HostSocket:
     """One host's UDP socket."""
