@@ -1,0 +1,119 @@
+"""Making another node's database one's own, so that nothing which this node knew is lost.
+
+What comes in is a copy (`node.storage.database_copy`) that was received whole. It gets this node's local tables, and
+every version that this node has seen and the copy has not: rows of its own that no peer has, and rows of others for
+which this node may be the last replica. Only then may it take the place of the old database.
+
+The vector of the result covers what either covered, and is honest: a version that only the old one covered is either
+merged here, or had been beaten by one that the copy covers. The origin is left out, so that the next opening mints one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import apsw
+
+from mesh.hlc import HybridClock
+from mesh.tables import Table
+from mesh.version_vector import VersionVector
+from node.storage.database import DISK_ERRORS, META_CLEAN, META_HLC, META_ORIGIN, open_connection, unusable
+from node.storage.database_copy import local_tables
+from node.storage.migrate import Migration, check_migrations, migrate_up
+from node.storage.origins import OriginTable
+from node.storage.reader import PullCursor, Reader
+from node.storage.schema import apply_declarations, table_sql
+from node.storage.transaction import Ledger, Transaction
+from node.storage.vectors import load_vector, store_vector
+
+MERGE_ROWS_MAX = 1_000
+
+
+def adopt(path: Path, vfs: str, old: Ledger, tables: Sequence[Table], migrations: Sequence[Migration]) -> None:
+    """Make the copy at `path` a database of this node that knows all that `old` does, in one synced file.
+
+    Runs on the writing thread between two batches, after `check_copy`. ConfigError when it cannot be opened; apsw
+    errors when the disk fails. `old` is left as it is either way.
+    """
+    connection = open_connection(path, vfs, exclusive=True)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        migrate_up(connection, migrations[:1], now_ms=old.now_ms)
+        apply_declarations(connection, tables)
+        migrate_up(connection, migrations, now_ms=old.now_ms)
+        _take_local_tables(connection, old.connection, tables)
+        hlc = _hlc_of_both(connection, old)
+        _take_meta(connection, old.connection)
+        _merge(connection, old, hlc, tables)
+        connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (META_HLC, str(hlc.last).encode()))
+        connection.execute("INSERT INTO meta VALUES (?, ?)", (META_CLEAN, b"1"))  # it was checked a moment ago
+        connection.execute("COMMIT")
+        connection.pragma("journal_mode", "delete")  # one file, that a rename can move
+    finally:
+        connection.close(True)
+
+
+def check_copy(path: Path, vfs: str, migrations: Sequence[Migration]) -> None:
+    """Read a received copy once. ConfigError when it is damaged, of a newer release, or no database of ours."""
+    connection = open_connection(path, vfs, exclusive=True)
+    try:
+        problem = connection.execute("PRAGMA quick_check(1)").get
+        if problem != "ok":
+            raise unusable(path, str(problem).splitlines()[-1])
+        check_migrations(connection, migrations)
+    except DISK_ERRORS as error:
+        raise unusable(path, error) from None
+    finally:
+        connection.close(True)
+
+
+def _take_local_tables(connection: apsw.Connection, old: apsw.Connection, tables: Sequence[Table]) -> None:
+    for name in local_tables(old, tables):
+        connection.execute(f'DELETE FROM "{name}"')  # of a copy that was not made as it should be
+        for row in old.execute(f'SELECT * FROM "{name}"'):
+            connection.execute(f'INSERT INTO "{name}" VALUES ({", ".join("?" * len(row))})', row)
+
+
+def _hlc_of_both(connection: apsw.Connection, old: Ledger) -> HybridClock:
+    """A clock whose stamps come after those of either database, if the other's is not too far ahead of our time."""
+    hlc = HybridClock(old.hlc.last)
+    theirs = connection.execute("SELECT value FROM meta WHERE name = ?", (META_HLC,)).get
+    if isinstance(theirs, bytes) and theirs.isdigit():
+        hlc.observe(int(theirs), old.now_ms)
+    return hlc
+
+
+def _take_meta(connection: apsw.Connection, old: apsw.Connection) -> None:
+    connection.execute("DELETE FROM meta")
+    for name, value in old.execute("SELECT name, value FROM meta"):
+        if name not in (META_ORIGIN, META_CLEAN):  # a database that has no origin gets a new one when it is opened
+            connection.execute("INSERT INTO meta VALUES (?, ?)", (name, value))
+
+
+def _merge(connection: apsw.Connection, old: Ledger, hlc: HybridClock, tables: Sequence[Table]) -> None:
+    """Merge every version that the old database has seen and this one has not, by the order that decides any merge."""
+    origins = OriginTable()
+    origins.load(connection)
+    ledger = Ledger(
+        connection=connection,
+        tables={table.name: table_sql(table) for table in tables},
+        origins=origins,
+        hlc=hlc,
+        now_ms=old.now_ms,
+    )
+    vector = load_vector(connection, origins)
+    reader = Reader(old.connection, old.tables, old.origins)
+    seen = VersionVector()
+    cursor: PullCursor | None = None
+    while True:
+        chunk = reader.rows_missing_from(vector, rows_max=MERGE_ROWS_MAX, after=cursor)
+        transaction = Transaction(ledger)  # one for each chunk, since it remembers all that it merged
+        for row in chunk.rows:
+            transaction.merge(row)
+        seen.join(transaction.finish()[2])
+        if chunk.vector is not None:
+            seen.join(chunk.vector)
+            break
+        cursor = chunk.cursor
+    store_vector(connection, origins, vector, VersionVector(vector.missing_from(seen)))
