@@ -13,6 +13,7 @@ from typing import Any
 from chaos.observations import (
     ClientAnswered,
     Committed,
+    DatabaseReplaced,
     HostEnded,
     HostStarted,
     Logged,
@@ -71,6 +72,8 @@ POINTS: Mapping[str, str] = {
     "power-cut-recovered": "a node started again after a power cut",
     "image-lost": "a node started again on a disk that had lost what was synced",
     "origin-minted": "a node began a new origin, since its database might have forgotten something",
+    "snapshot-adopted": "a node went on with a snapshot of a peer's database",
+    "database-set-aside": "a node found its database damaged, kept it under another name, and began empty",
     "start-refused": "a node refused to start, with a word for its operator",
     "store-failed": "a store failed for so long that peers could take over",
     "store-worked-again": "a store that had failed worked again",
@@ -80,7 +83,7 @@ POINTS: Mapping[str, str] = {
 }
 """Name and meaning of every point."""
 
-RARE = frozenset({"released", "replayed-twice", "start-refused"})
+RARE = frozenset({"released", "replayed-twice", "start-refused", "snapshot-adopted", "database-set-aside"})
 """Points that a hundred seeds may well miss: they are for scenarios that are about them."""
 REQUIRED = frozenset(POINTS) - RARE
 """Points that every batch of at least a hundred seeds must meet."""
@@ -121,6 +124,7 @@ class Coverage:
             MemberSeen: self._member,
             HostStarted: self._started,
             HostEnded: self._host_ended,
+            DatabaseReplaced: self._replaced,
             RunStarted: self._run_started,
             RunEnded: self._run_ended,
             SinkWrite: self._sink,
@@ -170,6 +174,10 @@ class Coverage:
         if seen.host in self._origins and self._origins[seen.host] != seen.origin:
             yield "origin-minted"
         self._origins[seen.host] = seen.origin
+
+    def _replaced(self, seen: DatabaseReplaced) -> Iterator[str]:
+        self._origins[seen.host] = seen.origin
+        yield "snapshot-adopted"
 
     def _host_ended(self, seen: HostEnded) -> Iterator[str]:
         self._ended[seen.host] = seen
@@ -286,6 +294,8 @@ class Coverage:
     def _logged(self, seen: Logged) -> Iterator[str]:
         if seen.text.startswith("identity conflict"):
             yield "identity-conflict"
+        elif "this node is filled by its peers" in seen.text:
+            yield "database-set-aside"
         elif seen.text.startswith("the local store fails"):
             yield "store-failed"
         elif seen.text.startswith("the local store works again"):

@@ -15,7 +15,7 @@ import trio
 from mesh.bundles import Bundle, open_bundle
 from mesh.effective import EffectiveState
 from mesh.effects import MemberChanged, RumorReceived, SelfConflict
-from mesh.errors import RecordError, RelayMeshError
+from mesh.errors import ConfigError, RecordError, RelayMeshError
 from mesh.gate import Gate
 from mesh.gossip import Gossip
 from mesh.identity import Authority, Identity
@@ -27,10 +27,14 @@ from mesh.sealing import KeyRing
 from node.env import DatagramSocket, Env, PeerIdentity
 from node.gossip_loop import GossipLoop
 from node.replication import verify as verification
+from node.replication.bootstrap import Bootstrap
 from node.replication.calls import decode
 from node.replication.pull import Puller, serve_pull
 from node.replication.push import Push
+from node.replication.snapshot import SnapshotDonor
 from node.settings import Settings
+from node.storage.database import DamagedError
+from node.storage.set_aside import set_aside
 from node.storage.store import Commit, Store
 from node.storage.transaction import Transaction
 from node.streams.rpc import RpcPool, RpcServer, Verb
@@ -70,6 +74,8 @@ class NodeSpec:
     slots: int
     version: str
     settings: Settings
+    start_alone: bool = False
+    """Whether to begin without hearing from a peer first, also with an empty database in the place of a damaged one."""
 
 
 class Node:
@@ -94,8 +100,28 @@ class Node:
         self._stopping = False
 
     async def open(self) -> None:
-        """Open the replica and begin a new life. ConfigError or StoreError when the database cannot be used."""
-        await self.store.open()
+        """Open the replica and begin a new life. ConfigError or StoreError when the database cannot be used.
+
+        A damaged one is set aside, and this node filled by its peers, if it has seeds to hear from, or was told to
+        start alone.
+        """
+        try:
+            await self.store.open()
+        except DamagedError as error:
+            if not self._seeds_of_others() and not self.spec.start_alone:
+                raise ConfigError(
+                    f"{error}. This node has no seeds to be filled from: give it --seeds, or --start-alone to begin "
+                    "empty with the file set aside"
+                ) from None
+            disk, path = self.env.disk, self.store.path
+            name = await self.env.writer_thread.run(lambda: set_aside(disk, path))
+            log.warning(
+                "%s. It is kept as %s, and this node is filled by its peers", str(error).partition(". ")[0], name
+            )
+            await self.store.open()
+
+    def _seeds_of_others(self) -> list[Address]:
+        return [seed for seed in self.spec.seeds if seed != self.spec.address]
 
     async def run(
         self,
@@ -122,6 +148,9 @@ class Node:
                     self._apply_bundles,
                     self._keep_members,
                     self._keep_boot,
+                    self._renew_queue,
+                    self.donor.run,
+                    self.bootstrap.run,
                 ):
                     nursery.start_soon(service)
                 # The queue is made anew before the first claim: an agent of the last start may be gone.
@@ -142,8 +171,8 @@ class Node:
         now = env.clock.monotonic()
         profile = _tuned(spec.profile, spec.settings)
         dead_time_s = profile.dead_after_s(len(known) + 1)
-        others_seeds = [seed for seed in spec.seeds if seed != spec.address]
-        self.gate = Gate(dead_time_s=dead_time_s, has_peers=bool(known or others_seeds), now=now)
+        has_peers = bool(known or self._seeds_of_others()) and not spec.start_alone
+        self.gate = Gate(dead_time_s=dead_time_s, has_peers=has_peers, now=now)
         self.gossip = Gossip(
             identity=spec.identity,
             ring=spec.ring,
@@ -199,6 +228,17 @@ class Node:
             on_started=self.gate.on_pull_started,
             on_answered=lambda: self.gate.on_peer_answered(env.clock.monotonic()),
             on_finished=self._on_pull_finished,
+            may_snapshot=lambda: self.bootstrap.is_possible,
+            on_snapshot_needed=lambda peer, reason: self.bootstrap.required(peer, reason),
+        )
+        self.donor = SnapshotDonor(env, self.store)
+        self.bootstrap = Bootstrap(
+            env,
+            self.store,
+            self.data_calls,
+            address_of=self.loop.rpc_address,
+            on_answered=lambda: self.gate.on_peer_answered(env.clock.monotonic()),
+            on_adopted=self.puller.want_at_once,
         )
         self.push = Push(
             spec.identity,
@@ -211,12 +251,14 @@ class Node:
         self._members_changed = trio.Event()
         self._boot_heard = boot
         self._boot_news = trio.Event()
+        self._queue_stale = trio.Event()
         self._wire()
 
     def _wire(self) -> None:
         """Connect the parts: who hears of what. Every call here returns at once."""
         self.store.on_commit(self._on_commit)
         self.store.on_failed(self._on_store_failed)
+        self.store.on_replaced(self._on_store_replaced)
         self.runtime.on_idle = self.ownership.on_idle
         self.loop.on_turn = self.runtime.gate_is_open
         self.loop.on_vector_differs = self.puller.want
@@ -244,6 +286,12 @@ class Node:
         self._update_paused()
         log.error("the local store %s", "fails: this node starts no work" if failed else "works again")
         self.loop.perform(self.gossip.set_store_failed(failed, self.env.clock.monotonic()))
+
+    async def _on_store_replaced(self) -> None:
+        # Others may have taken what this node owned, and no commit has told of it: look again, as after a pause.
+        self.runtime.shut_gate()
+        self.gossip.set_vector_digest(self.store.vector.digest())
+        self._queue_stale.set()
 
     def _on_self_conflict(self, conflict: SelfConflict) -> None:
         self.identity_conflict = conflict.detail
@@ -333,6 +381,14 @@ class Node:
             except RelayMeshError as error:
                 log.warning("cannot note the latest start of this node: %s", error)
 
+    async def _renew_queue(self) -> None:
+        """Make the queue anew from the rows of a database that took the place of ours."""
+        while True:
+            await self._queue_stale.wait()
+            self._queue_stale = trio.Event()
+            await self.ownership.announce(self.spec.labels, self.spec.slots, self.spec.version)
+            self.runtime.wake(self.spec.slots)
+
     async def _verify_now_and_then(self) -> None:
         while True:
             await self.env.clock.sleep(VERIFY_EVERY_S * (0.5 + self.env.rng.random()))
@@ -359,6 +415,8 @@ class Node:
         return {
             "probe": Verb(self.loop.handle_probe),
             "pull": Verb(self._handle_pull, concurrent_max=8),
+            "snapshot-offer": Verb(lambda _peer, body, _send: self.donor.handle_offer(body), concurrent_max=8),
+            "snapshot-chunk": Verb(lambda _peer, body, send: self.donor.handle_chunks(body, send), concurrent_max=2),
             "sync": Verb(self._handle_sync, concurrent_max=32),
             "verify": Verb(lambda _peer, body, _send: verification.serve_verify(self.store, body), concurrent_max=2),
             "ranges": Verb(lambda _peer, body, _send: verification.serve_ranges(self.store, body), concurrent_max=8),
@@ -369,7 +427,7 @@ class Node:
         }
 
     async def _handle_pull(self, peer: PeerIdentity, body: bytes, send: Callable[[bytes], Awaitable[None]]) -> bytes:
-        return await serve_pull(self.store, body, send)
+        return await serve_pull(self.store, body, send, snapshot_rows_min=self.spec.settings.bootstrap_rows_min)
 
     async def _handle_sync(self, peer: PeerIdentity, body: bytes, send: object) -> bytes:
         """A peer asks us to pull from it now. The answer says up to where we durably have what it wrote."""

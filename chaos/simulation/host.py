@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import trio
 
-from chaos.observations import Committed, HostEnded, HostStarted, MemberSeen, RumorRepeated, Sampled
+from chaos.observations import Committed, DatabaseReplaced, HostEnded, HostStarted, MemberSeen, RumorRepeated, Sampled
 from chaos.simulation.datagrams import HOST_SUFFIX, SimulatedSocket
 from chaos.simulation.disk import SimulatedDisk
 from chaos.simulation.executor import SimulatedExecutor
@@ -37,7 +37,9 @@ from node.node import Node, NodeSpec
 from node.settings import Settings
 from node.storage.reader import Reader
 from node.storage.store import Commit
+from node.storage.transaction import Change
 from node.streams.rpc import RpcServer
+from node.work.tables import WORK_TABLES
 
 if TYPE_CHECKING:
     from chaos.simulation.world import World
@@ -253,6 +255,7 @@ class Host:
 
     async def _run(self, node: Node, process: Process) -> None:
         node.store.on_commit(lambda commit: self._on_commit(node, commit))
+        node.store.on_replaced(partial(self._on_replaced, node))
         await node.open()
         ((integrity,),) = await node.store.read(lambda reader: reader.sql("PRAGMA integrity_check"))
         service = AdminService(node, self._config())
@@ -439,6 +442,20 @@ class Host:
                 written=commit.requests,
                 synced=self.disk.lying_sync or not self.disk.unsynced_bytes("-wal"),
                 pulls=node.puller.pulls_total if hasattr(node, "puller") else 0,
+            )
+        )
+
+    async def _on_replaced(self, node: Node) -> None:
+        rows = await node.store.read(lambda reader: [row for table in WORK_TABLES for row in reader.select(table.name)])
+        self.world.tell(DatabaseReplaced(at_ms=self.world.now_ms(), host=self.name, origin=node.store.origin))
+        self.world.tell(
+            Committed(
+                at_ms=self.world.now_ms(),
+                host=self.name,
+                changes=tuple(Change(None, row, False) for row in rows),
+                written=(),
+                synced=self.disk.lying_sync or not self.disk.unsynced_bytes("relaymesh.db"),
+                pulls=node.puller.pulls_total,
             )
         )
 

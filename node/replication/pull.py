@@ -23,6 +23,7 @@ from mesh.rows import Row
 from mesh.version_vector import VersionVector
 from node.env import Env
 from node.replication.calls import Caller, decode
+from node.replication.snapshot import is_far_behind
 from node.storage.reader import Chunk, PullCursor, Reader
 from node.storage.store import Store
 from node.storage.transaction import Transaction
@@ -46,6 +47,8 @@ class PullEnd(msgspec.Struct, array_like=True):
     """The highest sequence that the responder has seen of the requester's own origin."""
     physical_ms: int
     """The responder's time, as its stamps have it: compared, never obeyed."""
+    need_snapshot: str = ""
+    """Why rows cannot or should not bring the requester up to date: then nothing of the above is of use."""
 
 
 class PullRequest(msgspec.Struct, array_like=True):
@@ -53,13 +56,22 @@ class PullRequest(msgspec.Struct, array_like=True):
 
     vector: bytes
     origin: tuple[str, int]
+    snapshots: bool = False
+    """Whether the requester can take a snapshot where that is faster than rows."""
 
 
-async def serve_pull(store: Store, body: bytes, send: Callable[[bytes], Awaitable[None]]) -> bytes:
-    """Answer one pull: parts of whole requests, then `PullEnd`."""
+async def serve_pull(
+    store: Store, body: bytes, send: Callable[[bytes], Awaitable[None]], *, snapshot_rows_min: int
+) -> bytes:
+    """Answer one pull: parts of whole requests, then `PullEnd`.
+
+    Who lacks at least `snapshot_rows_min` rows, and much of all there is, is pointed to a snapshot if it can take one.
+    """
     request = decode(body, PullRequest)
     theirs = VersionVector.from_wire(request.vector)
     origin = Origin(*request.origin)
+    if request.snapshots and is_far_behind(store.vector, theirs, rows_min=snapshot_rows_min):
+        return need_snapshot(store, origin, "most of what there is, is missing here")
     cursor: PullCursor | None = None
     while True:
         chunk = await store.read(partial(_chunk, theirs=theirs, after=cursor))
@@ -70,6 +82,13 @@ async def serve_pull(store: Store, body: bytes, send: Callable[[bytes], Awaitabl
             )
         await send(rows)
         cursor = chunk.cursor
+
+
+def need_snapshot(store: Store, origin: Origin, reason: str) -> bytes:
+    """The answer to a pull that rows cannot or should not serve."""
+    nothing = VersionVector().to_wire()
+    end = PullEnd(encode_rows([]), nothing, store.vector.head(origin), store.physical_ms(), reason)
+    return msgspec.msgpack.encode(end)
 
 
 def _chunk(reader: Reader, *, theirs: VersionVector, after: PullCursor | None) -> Chunk:
@@ -90,11 +109,14 @@ class Puller:
         on_started: Callable[[], int],
         on_answered: Callable[[], None],
         on_finished: Callable[[int], None],
+        may_snapshot: Callable[[], bool],
+        on_snapshot_needed: Callable[[str, str], None],
     ) -> None:
         """A peer that did not answer is tried again while `is_there` says that it should.
 
         `on_started` gives a token that `on_finished` gets back, `on_answered` is called at every part in between:
-        that is how the gate hears of a pull.
+        that is how the gate hears of a pull. A peer that points to its snapshot instead, with the reason, is told to
+        `on_snapshot_needed`; `may_snapshot` says whether it should when rows would do.
         """
         self._env = env
         self._store = store
@@ -104,6 +126,8 @@ class Puller:
         self._on_started = on_started
         self._on_answered = on_answered
         self._on_finished = on_finished
+        self._may_snapshot = may_snapshot
+        self._on_snapshot_needed = on_snapshot_needed
         self._wanted: dict[str, float] = {}
         self._failures: dict[str, int] = {}
         self._active: set[str] = set()
@@ -181,9 +205,15 @@ class Puller:
             await self._apply(rows)
 
         origin = self._store.origin
-        body = msgspec.msgpack.encode(PullRequest(self._store.vector.to_wire(), (origin.node, origin.incarnation)))
+        me = (origin.node, origin.incarnation)
+        request = PullRequest(self._store.vector.to_wire(), me, self._may_snapshot())
+        body = msgspec.msgpack.encode(request)
         answer = await self._calls.call(address, "pull", body, expect=node_id, on_part=apply_part)
         end = decode(answer, PullEnd)
+        if end.need_snapshot:
+            self._on_answered()
+            self._on_snapshot_needed(node_id, end.need_snapshot)
+            return received
         if origin == self._store.origin and end.known_of_you > self._store.vector.head(origin):
             # Somebody was told more by us than we remember: our disk lost a tail. Those numbers must never be reused.
             await self._store.mint_origin(f"{node_id} knows more of this node than its own database does")

@@ -75,7 +75,8 @@ class Store:
     ) -> None:
         """Without shared memory on its disk, it reads over the writing connection."""
         self._env = env
-        self._path = path
+        self.path = path
+        """The database's file."""
         self._single_connection = not env.disk.shared_memory
         self._tables = tuple(tables)
         self._migrations = load_migrations() if migrations is None else migrations
@@ -147,7 +148,7 @@ class Store:
         if not self._single_connection:
             vfs = self._env.disk.vfs
             self._reader_connection = await self._env.reader_thread.run(
-                lambda: open_connection(self._path, vfs, read_only=True)
+                lambda: open_connection(self.path, vfs, read_only=True)
             )
         self._readable.set()
 
