@@ -281,7 +281,6 @@ MENU: Mapping[str, FaultKind] = {
         weight=0,
         longest_s=5,
         options={},
-        pending="a damaged database is refused with a word; setting it aside and rebuilding it is not built",
     ),
     "stale-image": FaultKind(
         about="the host is rolled back to the image that its disk had when the fault began",

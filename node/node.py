@@ -38,6 +38,7 @@ from node.storage.set_aside import set_aside
 from node.storage.store import Commit, Store
 from node.storage.transaction import Transaction
 from node.streams.rpc import RpcPool, RpcServer, Verb
+from node.work.own_rows import rows_to_hear
 from node.work.ownership import Ownership, OwnershipTiming
 from node.work.retries import RetryPolicy
 from node.work.runtime import RunLimits, Runtime
@@ -239,6 +240,7 @@ class Node:
             address_of=self.loop.rpc_address,
             on_answered=lambda: self.gate.on_peer_answered(env.clock.monotonic()),
             on_adopted=self.puller.want_at_once,
+            heed=partial(rows_to_hear, me=spec.node_id),
         )
         self.push = Push(
             spec.identity,
@@ -387,6 +389,7 @@ class Node:
             await self._queue_stale.wait()
             self._queue_stale = trio.Event()
             await self.ownership.announce(self.spec.labels, self.spec.slots, self.spec.version)
+            self.ownership.on_member_changed()
             self.runtime.wake(self.spec.slots)
 
     async def _verify_now_and_then(self) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ import trio
 
 from mesh.errors import ConfigError, FrameError, LimitError, NotFoundError, RelayMeshError, StoreError
 from mesh.ids import Address
+from mesh.rows import Row
 from node.env import Env
 from node.replication.calls import Caller, decode
 from node.replication.snapshot import (
@@ -33,7 +35,9 @@ from node.replication.snapshot import (
 )
 from node.storage.database import DISK_ERRORS
 from node.storage.database_copy import CopyFile
+from node.storage.reader import Reader
 from node.storage.store import Store
+from node.storage.transaction import Transaction
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +47,7 @@ PAUSE_S = 1.0
 TRIES_MAX = 5
 """Tries in a row that brought no byte, after which snapshots are left alone for a while."""
 REFUSED_S = 300.0
+HEARD_ROWS_MAX = 500
 
 
 @dataclass(slots=True)
@@ -68,14 +73,18 @@ class Bootstrap:
         address_of: Callable[[str], Address | None],
         on_answered: Callable[[], None],
         on_adopted: Callable[[str], None],
+        heed: Callable[[Reader], Callable[[Reader], list[Row]]],
     ) -> None:
-        """`on_answered` is called while a donor answers, `on_adopted` with the donor once its database is ours."""
+        """`heed` reads our database, then the other one, and returns the rows that must be merged before the exchange.
+
+        `on_answered` is called while a donor answers, `on_adopted` with the donor once its database is ours."""
         self._env = env
         self._store = store
         self._calls = calls
         self._address_of = address_of
         self._on_answered = on_answered
         self._on_adopted = on_adopted
+        self._heed = heed
         self._path = store.path.with_name(f"{store.path.name}.part")
         self._part: _Part | None = None
         self._wanted: tuple[str, str] | None = None
@@ -218,6 +227,7 @@ class Bootstrap:
         await self._env.reader_thread.run(part.file.close)
         self._part = None
         try:
+            await self._hear_what_concerns_us()
             await self._store.replace_database(self._path)
         except BaseException:
             with trio.CancelScope(shield=True):
@@ -227,6 +237,13 @@ class Bootstrap:
         self.adopted_total += 1
         log.info("this node goes on with the snapshot of %s, %d bytes, under a new origin", peer, part.offer.bytes)
         self._on_adopted(peer)
+
+    async def _hear_what_concerns_us(self) -> None:
+        ask = await self._store.read(self._heed)
+        rows = await self._store.prepare_copy(self._path, ask)
+        for start in range(0, len(rows), HEARD_ROWS_MAX):
+            piece = rows[start : start + HEARD_ROWS_MAX]
+            await self._store.write(partial(_merge, rows=piece), remote=True, rows=len(piece))
 
     async def _discard(self) -> None:
         part, self._part = self._part, None
@@ -241,3 +258,8 @@ class Bootstrap:
                 self._env.disk.remove(f"{self._path.name}{suffix}")
             except OSError as error:
                 log.warning("cannot remove %s%s: %s", self._path, suffix, error.strerror)
+
+
+def _merge(tx: Transaction, *, rows: list[Row]) -> None:
+    for row in rows:
+        tx.merge(row)

@@ -10,8 +10,9 @@ merged here, or had been beaten by one that the copy covers. The origin is left 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import apsw
 
@@ -27,21 +28,20 @@ from node.storage.schema import apply_declarations, table_sql
 from node.storage.transaction import Ledger, Transaction
 from node.storage.vectors import load_vector, store_vector
 
+T = TypeVar("T")
+
 MERGE_ROWS_MAX = 1_000
 
 
-def adopt(path: Path, vfs: str, old: Ledger, tables: Sequence[Table], migrations: Sequence[Migration]) -> None:
+def adopt(path: Path, vfs: str, old: Ledger, tables: Sequence[Table]) -> None:
     """Make the copy at `path` a database of this node that knows all that `old` does, in one synced file.
 
-    Runs on the writing thread between two batches, after `check_copy`. ConfigError when it cannot be opened; apsw
+    Runs on the writing thread between two batches, after `prepare_copy`. ConfigError when it cannot be opened; apsw
     errors when the disk fails. `old` is left as it is either way.
     """
     connection = open_connection(path, vfs, exclusive=True)
     try:
         connection.execute("BEGIN IMMEDIATE")
-        migrate_up(connection, migrations[:1], now_ms=old.now_ms)
-        apply_declarations(connection, tables)
-        migrate_up(connection, migrations, now_ms=old.now_ms)
         _take_local_tables(connection, old.connection, tables)
         hlc = _hlc_of_both(connection, old)
         _take_meta(connection, old.connection)
@@ -54,14 +54,37 @@ def adopt(path: Path, vfs: str, old: Ledger, tables: Sequence[Table], migrations
         connection.close(True)
 
 
-def check_copy(path: Path, vfs: str, migrations: Sequence[Migration]) -> None:
-    """Read a received copy once. ConfigError when it is damaged, of a newer release, or no database of ours."""
+def prepare_copy(
+    path: Path, vfs: str, tables: Sequence[Table], migrations: Sequence[Migration], *, now_ms: int
+) -> None:
+    """Read a received copy once, and bring it up to this release. It may be of an older one.
+
+    ConfigError when it is damaged, of a newer release, no database of ours, or the disk fails.
+    """
     connection = open_connection(path, vfs, exclusive=True)
     try:
         problem = connection.execute("PRAGMA quick_check(1)").get
         if problem != "ok":
             raise unusable(path, str(problem).splitlines()[-1])
         check_migrations(connection, migrations)
+        connection.execute("BEGIN IMMEDIATE")
+        migrate_up(connection, migrations[:1], now_ms=now_ms)
+        apply_declarations(connection, tables)
+        migrate_up(connection, migrations, now_ms=now_ms)
+        connection.execute("COMMIT")
+    except DISK_ERRORS as error:
+        raise unusable(path, error) from None
+    finally:
+        connection.close(True)
+
+
+def read_copy(path: Path, vfs: str, tables: Sequence[Table], fn: Callable[[Reader], T]) -> T:
+    """The result of `fn` on a copy that `prepare_copy` found good. ConfigError when the disk fails."""
+    connection = open_connection(path, vfs, exclusive=True)
+    try:
+        origins = OriginTable()
+        origins.load(connection)
+        return fn(Reader(connection, {table.name: table_sql(table) for table in tables}, origins))
     except DISK_ERRORS as error:
         raise unusable(path, error) from None
     finally:

@@ -23,7 +23,7 @@ from mesh.rows import Row
 from mesh.tables import Table
 from mesh.version_vector import VersionVector
 from node.env import Env
-from node.storage.adoption import check_copy
+from node.storage.adoption import prepare_copy, read_copy
 from node.storage.database import DISK_ERRORS, open_connection
 from node.storage.migrate import Migration, load_migrations
 from node.storage.reader import Reader
@@ -217,15 +217,23 @@ class Store:
         finally:
             self._copies -= 1
 
+    async def prepare_copy(self, copy: Path, fn: Callable[[Reader], T]) -> T:
+        """Check a received copy, bring it up to this release, and return what `fn` reads in it.
+
+        ConfigError when it is damaged, of a newer release, no database of ours, or the disk fails.
+        """
+        vfs, tables, now_ms = self._env.disk.vfs, self._tables, self.physical_ms()
+        thread = self._env.reader_thread
+        await thread.run(lambda: prepare_copy(copy, vfs, tables, self._migrations, now_ms=now_ms))
+        return await thread.run(lambda: read_copy(copy, vfs, tables, fn))
+
     async def replace_database(self, copy: Path) -> None:
-        """Let a received copy, a file beside the database, take its place, once it knows all that ours does.
+        """Let a copy that `prepare_copy` found good take the database's place, once it knows all that ours does.
 
         Commits and reads wait meanwhile. This node writes under a new origin afterwards. When it fails the old
         database is in use again: ConfigError when the copy cannot be used, UnavailableError while ours is copied,
         StoreError when the disk fails. When nothing can be opened any more, ConfigError, and `is_open` is False.
         """
-        vfs = self._env.disk.vfs
-        await self._env.reader_thread.run(lambda: check_copy(copy, vfs, self._migrations))
         async with self._exchange:
             if self._copies:
                 raise UnavailableError("a peer copies this node's database just now: try again when it has it")

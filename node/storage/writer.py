@@ -362,7 +362,7 @@ class Writer:
             raise StoreError("the local store fails: its database is replaced when it works again")
         ledger.now_ms = now_ms
         try:
-            adopt(copy, self._vfs, ledger, self._tables, self._migrations)
+            adopt(copy, self._vfs, ledger, self._tables)
             sync_file(copy, self._vfs)
             ledger.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
             self.is_open = False
