@@ -50,8 +50,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "node.storage.writer:Writer.run_batch",
-                "return self._fail(requests, failure, batch.reloaded)",
-                "self._fail(requests, failure, batch.reloaded)\n"
+                "return self._fail(requests, failure, batch.reloaded, damage)",
+                "self._fail(requests, failure, batch.reloaded, damage)\n"
                 "            batch.failure = failure\n"
                 "            return batch",
             ),

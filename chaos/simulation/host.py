@@ -556,6 +556,10 @@ class Host:
 
 def _cause(error: BaseException) -> tuple[str, str]:
     """How a life ended that nobody ended: refused to start, with a word, or failed."""
+    if isinstance(error, BaseExceptionGroup):
+        refusals, rest = error.split(RelayMeshError)
+        if refusals is not None and rest is None:  # as `relaymesh-node` does: one line, and its end
+            return _cause(refusals.exceptions[0])
     if isinstance(error, RelayMeshError):
         return "refused", str(error)
     return "failed", "".join(traceback.format_exception(error))

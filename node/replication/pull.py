@@ -61,16 +61,21 @@ class PullRequest(msgspec.Struct, array_like=True):
 
 
 async def serve_pull(
-    store: Store, body: bytes, send: Callable[[bytes], Awaitable[None]], *, snapshot_rows_min: int
+    store: Store, body: bytes, send: Callable[[bytes], Awaitable[None]], *, snapshot_rows_min: int | None
 ) -> bytes:
     """Answer one pull: parts of whole requests, then `PullEnd`.
 
-    Who lacks at least `snapshot_rows_min` rows, and much of all there is, is pointed to a snapshot if it can take one.
+    Who lacks at least `snapshot_rows_min` rows (None: never), and much of all there is, is pointed to a snapshot if it
+    can take one.
     """
     request = decode(body, PullRequest)
     theirs = VersionVector.from_wire(request.vector)
     origin = Origin(*request.origin)
-    if request.snapshots and is_far_behind(store.vector, theirs, rows_min=snapshot_rows_min):
+    if (
+        request.snapshots
+        and snapshot_rows_min is not None
+        and is_far_behind(store.vector, theirs, rows_min=snapshot_rows_min)
+    ):
         return need_snapshot(store, origin, "most of what there is, is missing here")
     cursor: PullCursor | None = None
     while True:

@@ -39,6 +39,9 @@ DISK_ERRORS = (
 )
 """What says that the database cannot be reached or trusted now. Everything else that apsw raises is a bug of ours."""
 
+DAMAGE = (apsw.CorruptError, apsw.NotADBError)
+"""Of these, what says that the file itself is broken."""
+
 
 class DamagedError(ConfigError):
     """The database is no database any more, or not a sound one. It was left as it is."""
@@ -137,9 +140,6 @@ _SOUND = {
 """Errors that say nothing against the file itself: moving it away would only lose what its peers do not have."""
 
 
-_DAMAGE = (apsw.CorruptError, apsw.NotADBError)
-
-
 def unusable(path: Path, detail: str | apsw.Error) -> ConfigError:
     """What an operator is told when the database is not reachable; a DamagedError when it is damaged."""
     if isinstance(detail, apsw.IOError) and getattr(detail, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE:
@@ -147,8 +147,9 @@ def unusable(path: Path, detail: str | apsw.Error) -> ConfigError:
     remedy = next((text for kind, text in _SOUND.items() if isinstance(detail, kind)), None)
     if remedy is not None:
         return ConfigError(f"the database {path} cannot be used ({detail}). Nothing was changed: {remedy}")
-    kind = DamagedError if isinstance(detail, (str, *_DAMAGE)) else ConfigError
+    text = " ".join(str(detail).split())[:200]  # of a broken schema SQLite shows whole statements
+    kind = DamagedError if isinstance(detail, (str, *DAMAGE)) else ConfigError
     return kind(
-        f"the database {path} cannot be used ({detail}). Nothing was changed. If other nodes of this mesh live, move "
+        f"the database {path} cannot be used ({text}). Nothing was changed. If other nodes of this mesh live, move "
         "the file away and start again: the node copies everything from its peers. If not, restore a backup"
     )

@@ -24,7 +24,7 @@ from mesh.tables import Table
 from mesh.version_vector import VersionVector
 from node.env import Env
 from node.storage.adoption import prepare_copy, read_copy
-from node.storage.database import DISK_ERRORS, open_connection
+from node.storage.database import DAMAGE, DISK_ERRORS, DamagedError, open_connection
 from node.storage.migrate import Migration, load_migrations
 from node.storage.reader import Reader
 from node.storage.transaction import Change, Hook, Transaction
@@ -96,6 +96,7 @@ class Store:
         self._exchange = trio.Lock()
         """Held by whoever commits a batch or exchanges the database: never both at once."""
         self._copies = 0
+        self._copied = trio.Event()
         self._readable = trio.Event()
         self._local: deque[Request] = deque()
         self._remote: deque[Request] = deque()
@@ -105,6 +106,7 @@ class Store:
         self._closed = False
         self._failing_since: float | None = None
         self._last_commit_s = 0.0
+        self._damage = ""
         self._reader_connection: apsw.Connection | None = None
         self.vector = VersionVector()
         """What the database has seen, as of the last commit that returned. Only read it; it changes in place."""
@@ -201,7 +203,8 @@ class Store:
         and a part of the file may then be left.
         """
         thread = self._env.writer_thread
-        self._copies += 1
+        async with self._exchange:
+            self._copies += 1
         try:
             copy = await thread.run(lambda: self._writer.begin_copy(path))
             try:
@@ -216,6 +219,7 @@ class Store:
             raise StoreError(f"the database cannot be copied: {error}") from error
         finally:
             self._copies -= 1
+            self._copied.set()
 
     async def prepare_copy(self, copy: Path, fn: Callable[[Reader], T]) -> T:
         """Check a received copy, bring it up to this release, and return what `fn` reads in it.
@@ -231,15 +235,18 @@ class Store:
         """Let a copy that `prepare_copy` found good take the database's place, once it knows all that ours does.
 
         Commits and reads wait meanwhile. This node writes under a new origin afterwards. When it fails the old
-        database is in use again: ConfigError when the copy cannot be used, UnavailableError while ours is copied,
-        StoreError when the disk fails. When nothing can be opened any more, ConfigError, and `is_open` is False.
+        database is in use again: ConfigError when the copy cannot be used, StoreError when the disk fails. When nothing
+        can be opened any more, ConfigError, and `is_open` is False.
         """
-        async with self._exchange:
-            if self._copies:
-                raise UnavailableError("a peer copies this node's database just now: try again when it has it")
-            # As of a commit, its outcome is told before a cancellation is looked at.
-            with trio.CancelScope(shield=True):
-                await self._exchange_for(copy)
+        while True:
+            async with self._exchange:
+                if not self._copies:
+                    # As of a commit, its outcome is told before a cancellation is looked at.
+                    with trio.CancelScope(shield=True):
+                        await self._exchange_for(copy)
+                    return
+                self._copied = trio.Event()
+            await self._copied.wait()
 
     async def _exchange_for(self, copy: Path) -> None:
         await self._close_reader()
@@ -297,7 +304,13 @@ class Store:
         try:
             return await thread.run(in_transaction)
         except DISK_ERRORS as error:
+            if isinstance(error, DAMAGE):
+                self._note_damage(str(error))
             raise StoreError(f"the database cannot be read: {error}") from error
+
+    def _note_damage(self, damage: str) -> None:
+        self._damage = damage
+        self._work.set()
 
     async def write(self, fn: Callable[[Transaction], T], *, remote: bool = False, rows: int = 1) -> T:
         """Run `fn` in a transaction and return its result once that is durable.
@@ -335,7 +348,11 @@ class Store:
         return self.origin
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Commit what is waiting and keep the database in shape until cancelled; then commit what was accepted."""
+        """Commit what is waiting and keep the database in shape until cancelled; then commit what was accepted.
+
+        DamagedError when the file turns out to be broken: nothing more can be trusted to it, and the next start sets
+        it aside.
+        """
         async with trio.open_nursery() as nursery:
             task_status.started()
             nursery.start_soon(self._maintain)
@@ -345,6 +362,11 @@ class Store:
                     # The batch ends before a cancellation is looked at: its callers' outcome must be told.
                     with trio.CancelScope(shield=True):
                         await self._commit_waiting()
+                    if self._damage:
+                        raise DamagedError(
+                            f"the database {self.path} is damaged ({self._damage}), so this node ends: start it again, "
+                            "and it looks at the whole file"
+                        )
             finally:
                 self._accepting = False
                 with trio.CancelScope(shield=True):
@@ -390,6 +412,7 @@ class Store:
             self._last_commit_s = self._env.clock.monotonic()
             self._note_outcome(batch)
             self._publish(batch)
+            self._damage = self._damage or batch.damage
         except BaseException:
             for request in requests:
                 request.error = request.error or StoreError(

@@ -23,6 +23,7 @@ from node.env import Disk
 from node.storage.adoption import adopt
 from node.storage.database import (
     APPLICATION_ID,
+    DAMAGE,
     DISK_ERRORS,
     META_CLEAN,
     META_HLC,
@@ -67,6 +68,8 @@ class Batch:
     """The whole vector, when it was read again from the database after a failure."""
     failure: str = ""
     """Why the batch failed as a whole; empty when it did not."""
+    damage: str = ""
+    """What SQLite found wrong with the file, if that is why."""
     committed: bool = False
     """Whether something was written: a batch without a change succeeds on any disk."""
 
@@ -232,7 +235,8 @@ class Writer:
             self._transact(requests, vector, batch)
         except DISK_ERRORS as error:
             failure = f"{type(error).__name__}: {error}"
-            return self._fail(requests, failure, batch.reloaded)
+            damage = str(error) if isinstance(error, DAMAGE) else ""
+            return self._fail(requests, failure, batch.reloaded, damage)
         except BaseException:
             self._roll_back()
             raise
@@ -297,7 +301,7 @@ class Writer:
         batch.changes.extend(changes)
         batch.seen.join(seen)
 
-    def _fail(self, requests: Sequence[Request], failure: str, reloaded: VersionVector | None) -> Batch:
+    def _fail(self, requests: Sequence[Request], failure: str, reloaded: VersionVector | None, damage: str) -> Batch:
         # After a failed COMMIT nobody knows whether it happened. What is on disk is the truth; ask it.
         self.ledger.count("commit_failures")
         for request in requests:
@@ -312,7 +316,7 @@ class Writer:
             reloaded = self._reload()
         except DISK_ERRORS:
             self.ledger.count("reload_failures")  # the next batch begins with another try
-        return Batch(failure=failure, reloaded=reloaded)
+        return Batch(failure=failure, reloaded=reloaded, damage=damage)
 
     def _roll_back(self) -> None:
         if self.ledger.connection.in_transaction:
