@@ -91,8 +91,8 @@ class InlineThread:
         self._closed = True
 
 
-class _HostDisk:
-    """`node.env.Disk`."""
+class SimulatedHostDisk:
+    """`node.env.Disk` of a host: all that it needs of it are `name`, `disk` and `boots`."""
 
     def __init__(self, host: Host, vfs: str) -> None:
         self._host = host
@@ -101,21 +101,26 @@ class _HostDisk:
         self.shared_memory = False
 
     def free_bytes(self) -> int:
+        """Bytes that may still be written."""
         return self._host.disk.free_bytes()
 
     def kernel_boot_id(self) -> str:
+        """Changes with every start of the host."""
         return f"{self._host.name}-boot-{self._host.boots}"
 
     def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
         return self._host.disk.stat(name) is not None
 
     def rename(self, name: str, new_name: str) -> None:
+        """Another name for a file, in one durable step."""
         disk = self._host.disk
         disk.sync_names()
         disk.rename(name, new_name)
         disk.sync_names()
 
     def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
         if self.exists(name):
             self._host.disk.unlink(name)
 
@@ -505,7 +510,7 @@ class Host:
             rng=random.Random(draws.getrandbits(64)),
             entropy=random.Random(draws.getrandbits(64)).randbytes,
             net=_HostNet(world, process, PeerIdentity("node", self.node_id, self.enrolment)),
-            disk=_HostDisk(self, world.vfs.name),
+            disk=SimulatedHostDisk(self, world.vfs.name),
             writer_thread=thread,
             reader_thread=thread,
             executor=SimulatedExecutor(

@@ -10,16 +10,18 @@ merged here, or had been beaten by one that the copy covers. The origin is left 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import apsw
 
+from mesh.errors import StoreError
 from mesh.hlc import HybridClock
 from mesh.tables import Table
 from mesh.version_vector import VersionVector
-from node.storage.database import DISK_ERRORS, META_CLEAN, META_HLC, META_ORIGIN, open_connection, unusable
+from node.storage.database import DAMAGE, DISK_ERRORS, META_CLEAN, META_HLC, META_ORIGIN, open_connection, unusable
 from node.storage.database_copy import local_tables
 from node.storage.migrate import Migration, check_migrations, migrate_up
 from node.storage.origins import OriginTable
@@ -36,11 +38,9 @@ MERGE_ROWS_MAX = 1_000
 def adopt(path: Path, vfs: str, old: Ledger, tables: Sequence[Table]) -> None:
     """Make the copy at `path` a database of this node that knows all that `old` does, in one synced file.
 
-    Runs on the writing thread between two batches, after `prepare_copy`. ConfigError when it cannot be opened; apsw
-    errors when the disk fails. `old` is left as it is either way.
+    Runs on the writing thread between two batches, after `prepare_copy`, with the same errors. `old` is left as it is.
     """
-    connection = open_connection(path, vfs, exclusive=True)
-    try:
+    with _opened(path, vfs) as connection:
         connection.execute("BEGIN IMMEDIATE")
         _take_local_tables(connection, old.connection, tables)
         hlc = _hlc_of_both(connection, old)
@@ -50,8 +50,6 @@ def adopt(path: Path, vfs: str, old: Ledger, tables: Sequence[Table]) -> None:
         connection.execute("INSERT INTO meta VALUES (?, ?)", (META_CLEAN, b"1"))  # it was checked a moment ago
         connection.execute("COMMIT")
         connection.pragma("journal_mode", "delete")  # one file, that a rename can move
-    finally:
-        connection.close(True)
 
 
 def prepare_copy(
@@ -59,10 +57,10 @@ def prepare_copy(
 ) -> None:
     """Read a received copy once, and bring it up to this release. It may be of an older one.
 
-    ConfigError when it is damaged, of a newer release, no database of ours, or the disk fails.
+    ConfigError when it is damaged, of a newer release, no database of ours, or cannot be opened; StoreError when the
+    disk fails.
     """
-    connection = open_connection(path, vfs, exclusive=True)
-    try:
+    with _opened(path, vfs) as connection:
         problem = connection.execute("PRAGMA quick_check(1)").get
         if problem != "ok":
             raise unusable(path, str(problem).splitlines()[-1])
@@ -72,23 +70,28 @@ def prepare_copy(
         apply_declarations(connection, tables)
         migrate_up(connection, migrations, now_ms=now_ms)
         connection.execute("COMMIT")
-    except DISK_ERRORS as error:
-        raise unusable(path, error) from None
-    finally:
-        connection.close(True)
 
 
 def read_copy(path: Path, vfs: str, tables: Sequence[Table], fn: Callable[[Reader], T]) -> T:
-    """The result of `fn` on a copy that `prepare_copy` found good. ConfigError when the disk fails."""
-    connection = open_connection(path, vfs, exclusive=True)
-    try:
+    """The result of `fn` on a copy that `prepare_copy` found good, with the same errors."""
+    with _opened(path, vfs) as connection:
         origins = OriginTable()
         origins.load(connection)
         return fn(Reader(connection, {table.name: table_sql(table) for table in tables}, origins))
+
+
+@contextmanager
+def _opened(path: Path, vfs: str) -> Iterator[apsw.Connection]:
+    try:
+        connection = open_connection(path, vfs, exclusive=True)
+        try:
+            yield connection
+        finally:
+            connection.close(True)  # moves the log into the file, and may fail, too
     except DISK_ERRORS as error:
-        raise unusable(path, error) from None
-    finally:
-        connection.close(True)
+        if isinstance(error, DAMAGE):
+            raise unusable(path, error) from None
+        raise StoreError(f"the received database cannot be used ({error}): it is tried again") from error
 
 
 def _take_local_tables(connection: apsw.Connection, old: apsw.Connection, tables: Sequence[Table]) -> None:

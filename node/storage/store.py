@@ -224,7 +224,8 @@ class Store:
     async def prepare_copy(self, copy: Path, fn: Callable[[Reader], T]) -> T:
         """Check a received copy, bring it up to this release, and return what `fn` reads in it.
 
-        ConfigError when it is damaged, of a newer release, no database of ours, or the disk fails.
+        ConfigError when it is damaged, of a newer release, no database of ours, or cannot be opened; StoreError when
+        the disk fails.
         """
         vfs, tables, now_ms = self._env.disk.vfs, self._tables, self.physical_ms()
         thread = self._env.reader_thread

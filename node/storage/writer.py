@@ -389,8 +389,11 @@ class Writer:
 
     def _reopen(self, kernel_boot_id: str, now_ms: int) -> VersionVector:
         before = self.ledger
-        before.connection.close(True)
-        vector = self.open(before.hooks, kernel_boot_id, now_ms)
+        try:
+            before.connection.close(True)
+            vector = self.open(before.hooks, kernel_boot_id, now_ms)
+        except DISK_ERRORS as error:
+            raise unusable(self._path, error) from None
         self.ledger.counters = before.counters
         self.ledger.hlc = max(self.ledger.hlc, before.hlc, key=lambda clock: clock.last)
         return vector
