@@ -162,6 +162,7 @@ class Bootstrap:
         self._on_answered()
         offer = decode(answer, SnapshotOffer)
         part = await self._part_of(offer)
+        part.buffer.clear()  # what a broken stream left of a piece is sent again
         self._from = peer
 
         async def take(data: bytes) -> None:

@@ -18,6 +18,8 @@ from node.storage.database import META_HLC
 
 COPY_PAGES = 200
 """Pages a step: 800 KiB, about a millisecond, after which commits have their turn."""
+_CALL_BYTES = 1 << 16
+"""SQLite's own VFS takes less than 128 KiB in one call."""
 _SHARED = ("schema_migrations", "origins", "vector", "quarantine", "meta")
 _FILE_FLAGS = apsw.SQLITE_OPEN_SUPER_JOURNAL | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_READWRITE
 # A super-journal is the one kind of file whose first sync also syncs the folder, which makes its name durable.
@@ -82,12 +84,15 @@ class CopyFile:
 
     def read(self, offset: int, bytes_max: int) -> bytes:
         """The bytes from there, fewer at the end."""
-        length = min(bytes_max, self.size() - offset)
-        return self._file.xRead(length, offset) if length > 0 else b""
+        end = min(offset + bytes_max, self.size())
+        return b"".join(
+            self._file.xRead(min(_CALL_BYTES, end - start), start) for start in range(offset, end, _CALL_BYTES)
+        )
 
     def write(self, offset: int, data: bytes) -> None:
         """Put bytes there; durable only after `sync`."""
-        self._file.xWrite(data, offset)
+        for start in range(0, len(data), _CALL_BYTES):
+            self._file.xWrite(data[start : start + _CALL_BYTES], offset + start)
 
     def sync(self) -> None:
         """Make content and name durable."""
