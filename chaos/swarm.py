@@ -36,6 +36,9 @@ SHORTEST_S = 0.3
 CALM_S = 2.0
 """Between two faults of one process or disk: a host has time to come back."""
 
+SNAPSHOTS: Sequence[Mapping[str, int]] = ({}, {"bootstrapRowsMin": 10}, {"bootstrapRowsMin": 100})
+"""How much a node must lack to be filled by a snapshot: as always, or little enough for a short run."""
+
 _LOSES_DATA = frozenset({"lying-sync", "stale-image", "wipe"})
 _OF_A_PROCESS = ("kill", "stop", "pause", "starve", "power-cut", "power-cut-at-write", "settings", "no-clock")
 _OF_A_DISK = ("lying-sync", "sync-error", "io-error", "disk-full", "read-only", "stale-image", "wipe", "clone")
@@ -84,7 +87,10 @@ def draw(seed: int, *, nodes: tuple[int, int] = NODES) -> Scenario:
         clock=ClockSpec(skew_s=draws.choice([0.0, 0.5, 20.0]), drift_ppm=draws.choice([0.0, 100.0, 500.0])),
         disk=DiskSpec(latency_ms=draws.choice([0.2, 1.0, 3.0])),
         workload=_workload(draws),
-        settings=draws.choice([SHORT_DWELL, SHORT_DWELL, {"suspectRecoverMinMs": 200, "deadRecoverMinMs": 5_000}]),
+        settings={
+            **draws.choice([SHORT_DWELL, SHORT_DWELL, {"suspectRecoverMinMs": 200, "deadRecoverMinMs": 5_000}]),
+            **stream(seed, "snapshots").choice(SNAPSHOTS),
+        },
         random=RandomFaults(faults=draws.randint(*FAULTS), menu={kind: MENU[kind].weight for kind in sorted(part)}),
     )
     return expand(scenario, seed)

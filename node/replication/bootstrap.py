@@ -73,9 +73,9 @@ class Bootstrap:
         address_of: Callable[[str], Address | None],
         on_answered: Callable[[], None],
         on_adopted: Callable[[str], None],
-        heed: Callable[[Reader], Callable[[Reader], list[Row]]],
+        heed: Callable[[Reader, Reader], list[Row]],
     ) -> None:
-        """`heed` reads our database, then the other one, and returns the rows that must be merged before the exchange.
+        """`heed` reads our database and the other one, and returns the rows that must be merged before the exchange.
 
         `on_answered` is called while a donor answers, `on_adopted` with the donor once its database is ours."""
         self._env = env
@@ -240,8 +240,7 @@ class Bootstrap:
         self._on_adopted(peer)
 
     async def _hear_what_concerns_us(self) -> None:
-        ask = await self._store.read(self._heed)
-        rows = await self._store.prepare_copy(self._path, ask)
+        rows = await self._store.prepare_copy(self._path, self._heed)
         for start in range(0, len(rows), HEARD_ROWS_MAX):
             piece = rows[start : start + HEARD_ROWS_MAX]
             await self._store.write(partial(_merge, rows=piece), remote=True, rows=len(piece))

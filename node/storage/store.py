@@ -221,16 +221,16 @@ class Store:
             self._copies -= 1
             self._copied.set()
 
-    async def prepare_copy(self, copy: Path, fn: Callable[[Reader], T]) -> T:
-        """Check a received copy, bring it up to this release, and return what `fn` reads in it.
+    async def prepare_copy(self, copy: Path, fn: Callable[[Reader, Reader], T]) -> T:
+        """Check a received copy, bring it up to this release, and return what `fn` reads in our database and in it.
 
         ConfigError when it is damaged, of a newer release, no database of ours, or cannot be opened; StoreError when
         the disk fails.
         """
         vfs, tables, now_ms = self._env.disk.vfs, self._tables, self.physical_ms()
-        thread = self._env.reader_thread
-        await thread.run(lambda: prepare_copy(copy, vfs, tables, self._migrations, now_ms=now_ms))
-        return await thread.run(lambda: read_copy(copy, vfs, tables, fn))
+        migrations = self._migrations
+        await self._env.reader_thread.run(lambda: prepare_copy(copy, vfs, tables, migrations, now_ms=now_ms))
+        return await self.read(lambda ours: read_copy(copy, vfs, tables, lambda theirs: fn(ours, theirs)))
 
     async def replace_database(self, copy: Path) -> None:
         """Let a copy that `prepare_copy` found good take the database's place, once it knows all that ours does.
@@ -410,7 +410,8 @@ class Store:
         now_ms = self.physical_ms()
         try:
             batch = await self._env.writer_thread.run(lambda: self._writer.run_batch(requests, self.vector, now_ms))
-            self._last_commit_s = self._env.clock.monotonic()
+            if batch.committed:  # rumors that are no news must not put off the checkpoint for ever
+                self._last_commit_s = self._env.clock.monotonic()
             self._note_outcome(batch)
             self._publish(batch)
             self._damage = self._damage or batch.damage

@@ -1,37 +1,47 @@
 """Which rows of another database a node must hear of one by one before that takes the place of its own.
 
-An exchange of databases tells nobody of single rows. What concerns the runs and the queue of this node must come the
-way that every other row comes, through a merge: a run whose lease has moved is stopped, a lost one is recorded.
+An exchange of databases tells nobody of single rows. What this node holds or has run must change the way that every
+other row does, through a merge: a run whose lease has moved is stopped, a lost one is recorded, a result that lost
+stays visible as superseded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 from mesh.rows import Row
 from node.storage.reader import Reader
 
-OPEN_AND_OURS = "owner = ? AND rank = 0"
+_PAGE = 5_000
+_OPEN_AND_OURS = "owner = ? AND rank = 0"
 
 
-def rows_to_hear(reader: Reader, *, me: str) -> Callable[[Reader], list[Row]]:
-    """Ask this node's own database first; the function returned then reads the other one.
-
-    It finds the steps that either side believes to be open and this node's, their tasks, who can run what, and the
-    cluster's epoch.
+def rows_to_hear(ours: Reader, theirs: Reader, *, me: str) -> list[Row]:
+    """Their versions of tasks and steps that are here and differ, of open steps that are ours by their word, of those
+    steps' tasks, of who can run what, and of the cluster's epoch.
     """
-    ours = [(row.namespace, row.key, row.text("task_id")) for row in reader.select("steps", OPEN_AND_OURS, (me,))]
+    mine = theirs.select("steps", _OPEN_AND_OURS, (me,))
+    tasks = dict.fromkeys((step.namespace, step.text("task_id")) for step in mine)
+    found = [theirs.get("tasks", namespace, key) for namespace, key in tasks]
+    return [
+        *theirs.select("profiles"),
+        *theirs.select("cluster"),
+        *(task for task in found if task is not None),
+        *_differing(ours, theirs, "tasks"),
+        *mine,
+        *_differing(ours, theirs, "steps"),
+    ]
 
-    def read(other: Reader) -> list[Row]:
-        theirs = [(row.namespace, row.key, row.text("task_id")) for row in other.select("steps", OPEN_AND_OURS, (me,))]
-        steps = dict.fromkeys([*ours, *theirs])
-        tasks = dict.fromkeys((namespace, task_id) for namespace, _, task_id in steps)
-        found = [
-            *other.select("profiles"),
-            *other.select("cluster"),
-            *(other.get("tasks", namespace, key) for namespace, key in tasks),
-            *(other.get("steps", namespace, key) for namespace, key, _ in steps),
-        ]
-        return [row for row in found if row is not None]
 
-    return read
+def _differing(ours: Reader, theirs: Reader, table: str) -> Iterator[Row]:
+    """Their versions of rows of this table that ours has in another version, told apart by their digests."""
+    last = 0
+    while page := ours.sql(
+        f"SELECT rowid, namespace, key, d1, d2 FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT ?", (last, _PAGE)
+    ):
+        for last, namespace, key, *digest in page:  # noqa: B007 - the last one of the page is used
+            other = theirs.sql(f"SELECT d1, d2 FROM {table} WHERE namespace = ? AND key = ?", (namespace, key))
+            if other and other[0] != tuple(digest):
+                row = theirs.get(table, namespace, key)
+                assert row is not None, (table, namespace, key)
+                yield row

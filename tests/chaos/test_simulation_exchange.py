@@ -102,8 +102,8 @@ async def notes_of(store: Store) -> list[str]:
     return await store.read(lambda reader: [row.key for row in reader.select("notes", order="key")])
 
 
-def whole(reader: Any) -> list[str]:
-    return [row.key for row in reader.select("notes", order="key")]
+def whole(_ours: Any, theirs: Any) -> list[str]:
+    return [row.key for row in theirs.select("notes", order="key")]
 
 
 async def copy_of_a_donor(vfs: SimulatedVfs) -> bytes:

@@ -13,7 +13,7 @@ import trio.testing
 from mesh.errors import FrameError, NotFoundError, UnavailableError
 from mesh.ids import Address, Origin
 from mesh.version_vector import VersionVector
-from node.replication import snapshot
+from node.replication import bootstrap, snapshot
 from node.replication.bootstrap import REFUSED_S, Bootstrap
 from node.replication.pull import PullEnd, PullRequest, serve_pull
 from node.replication.snapshot import Chunk, ChunkRequest, SnapshotDonor, SnapshotOffer, SnapshotWish, is_far_behind
@@ -71,7 +71,7 @@ class Pair:
             address_of=lambda _peer: SOMEWHERE,
             on_answered=lambda: None,
             on_adopted=self.adopted.append,
-            heed=lambda _reader: lambda _other: [],
+            heed=lambda _ours, _theirs: [],
         )
 
     async def fill(self) -> None:
@@ -89,7 +89,8 @@ class Pair:
 
 @pytest.fixture
 async def pair(make_world, monkeypatch):
-    monkeypatch.setattr(snapshot, "READ_BYTES", 2 * snapshot.CHUNK_BYTES)
+    for module in (snapshot, bootstrap):
+        monkeypatch.setattr(module, "READ_BYTES", 2 * snapshot.CHUNK_BYTES)
     async with make_world("a").opened() as source, make_world("b").opened("node-b") as target:
         for number in range(40):
             await source.write(lambda tx, n=number: tx.put("notes", "default", f"{n:03}", {"text": "x" * 9_000}))
