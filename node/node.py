@@ -173,7 +173,7 @@ class Node:
         profile = _tuned(spec.profile, spec.settings)
         dead_time_s = profile.dead_after_s(len(known) + 1)
         has_peers = bool(known or self._seeds_of_others()) and not spec.start_alone
-        self.gate = Gate(dead_time_s=dead_time_s, has_peers=has_peers, now=now)
+        self.gate = Gate(dead_time_s=dead_time_s, has_peers=has_peers, now=now, is_restored=self.store.is_restored)
         self.gossip = Gossip(
             identity=spec.identity,
             ring=spec.ring,

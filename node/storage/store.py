@@ -272,6 +272,11 @@ class Store:
             request.wake()
 
     @property
+    def is_restored(self) -> bool:
+        """Whether the database was found, when it was opened, to be an older one or another one than last time."""
+        return self._writer.is_restored
+
+    @property
     def is_open(self) -> bool:
         """Whether there is a database in use."""
         return self._writer.is_open

@@ -99,6 +99,8 @@ class Writer:
         self._must_reload = False
         self._connection: apsw.Connection | None = None
         self.is_open = False
+        self.is_restored = False
+        """Whether the database was found to be older than what was last written here, or another one."""
         self.wal_pages = 0
         """Pages in the write-ahead log, as of the last commit."""
         self.is_dirty = False
@@ -178,8 +180,10 @@ class Writer:
             return "the node has another id"
         marker = self._marker.read()
         if marker is None or marker.incarnation != ledger.origin.incarnation:
+            self.is_restored = True
             return "the database was copied from elsewhere or restored"
         if vector.head(ledger.origin) < marker.head:
+            self.is_restored = True
             return "the database is older than this node's last state"
         clean = self._get_meta(META_CLEAN) == b"1"
         if not clean and self._get_meta(_META_BOOT) != kernel_boot_id.encode():

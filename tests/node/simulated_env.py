@@ -423,6 +423,7 @@ class Host:
     settings: Settings
     wall_offset_s: float = 0.0
     enrolment: int = 1
+    start_alone: bool = False
     jobs: list[Job] = field(default_factory=list)
     """Attempts started in any life of this host."""
     results: list[Row] = field(default_factory=list)
@@ -537,6 +538,7 @@ class Host:
             slots=self.slots,
             version="1.0-test",
             settings=self.settings,
+            start_alone=self.start_alone,
         )
 
     def _config(self) -> NodeConfig:
@@ -554,7 +556,7 @@ class Host:
             slots=self.slots,
             profile="local",
             log_format="text",
-            start_alone=False,
+            start_alone=self.start_alone,
             settings=self.settings,
         )
 
