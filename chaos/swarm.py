@@ -36,7 +36,7 @@ SHORTEST_S = 0.3
 CALM_S = 2.0
 """Between two faults of one process or disk: a host has time to come back."""
 
-SNAPSHOTS: Sequence[Mapping[str, int]] = ({}, {"bootstrapRowsMin": 10}, {"bootstrapRowsMin": 100})
+SNAPSHOTS: Sequence[Mapping[str, int]] = ({"bootstrapRowsMin": 100}, {"bootstrapRowsMin": 10}, {})
 """How much a node must lack to be filled by a snapshot: as always, or little enough for a short run."""
 
 _LOSES_DATA = frozenset({"lying-sync", "stale-image", "wipe"})

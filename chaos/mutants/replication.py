@@ -118,7 +118,7 @@ MUTANTS = (
     Mutant(
         name="snapshot-drops-own-rows",
         breaks="a node that goes on with another one's database keeps what only its own had",
-        caught_by=("acknowledged-kept", "node-knows-its-word", "versions-only-grow", "final-is-maximum"),
+        caught_by=("versions-only-grow", "finished-stays", "acknowledged-kept", "node-knows-its-word"),
         edits=(Edit("node.storage.adoption:adopt", "_merge(connection, old, hlc, tables)", "pass"),),
     ),
 )
