@@ -152,6 +152,8 @@ class Gossip:
             rng=rng,
         )
         self._entered_at = self._heard_at = self._sync_at = 0.0
+        self._called_back: dict[str, float] = {}
+        """When a member may be called again for speaking to an earlier life of ours."""
         self._left_at: float | None = None
         self._stalls = 0
         self._stall_s_longest = 0.0
@@ -360,12 +362,14 @@ class Gossip:
             self._verdicts.freeze.on_recovered(node_id)
             self.effective.forget(node_id)
             self._vectors.forget(node_id)
+            self._called_back.pop(node_id, None)
             self._news.forget(node_tag(node_id))
 
     # --- Packets ----------------------------------------------------------------------------------------------------
 
     def _receive(self, packet: SealedPacket, size: int, source: Address, now: float) -> None:
         if packet.receiver not in (ANYONE, self._receiver_tag):
+            self._call_back(packet, now)
             raise PacketError("wrong-receiver")
         if packet.sender == self._tag and packet.life == self._own.life and packet.process == self._process:
             self._receive_own(packet)
@@ -394,6 +398,18 @@ class Gossip:
         address = member.address if packet.process == member.process else source
         for item in items:
             self._conversation.hear(item, member, reply_to or address, packet, size, now)
+
+    def _call_back(self, packet: SealedPacket, now: float) -> None:
+        """Introduce ourselves to a member that speaks to an earlier life of ours.
+
+        Two nodes that start again while a cut is between them know each other's last lives only: neither could tell
+        the other of its new one, and probes over streams would hold both ALIVE. It is called where its own record says,
+        and seldom: the packet itself may be a replay.
+        """
+        sender = self.members.by_tag(packet.sender)
+        if sender is not None and sender.active and now >= self._called_back.get(sender.node_id, 0.0):
+            self._called_back[sender.node_id] = now + self.profile.redial_interval_s
+            self._conversation.call(Call(sender.address, sender, None))
 
     def _hear_proofs(self, packet: SealedPacket, now: float) -> None:
         """Take what proves itself from a packet that the replay window refuses. A true replay has nothing of it left.

@@ -17,6 +17,7 @@ from mesh.profiles import Profile
 
 CALLS_MAX = 16  # per pass; with more gone members a pass takes its turn among them
 SEEDS_MAX = 256
+CALLS_REMEMBERED_MAX = 1_024  # calls outside of a pass, of which each member gets one a period
 FIRST_PERIOD_S = 0.5
 
 
@@ -45,7 +46,7 @@ class Redial:
         self._period_s = profile.redial_interval_s
         self._pause_s = min(FIRST_PERIOD_S, profile.redial_interval_s)
         self._seeds = [Seed(address) for address in dict.fromkeys(seeds) if address != own][:SEEDS_MAX]
-        self._calls: dict[int, Seed | None] = {}  # nonces of the running pass
+        self._calls: dict[int, Seed | None] = {}  # nonces of the running pass, and of calls since
         self._turn = 0
         self._at = float("inf")
         self._missing_now: list[Call] = []
@@ -72,6 +73,8 @@ class Redial:
 
     def called(self, call: Call, nonce: int) -> None:
         """A call went out under this nonce."""
+        if len(self._calls) >= CALLS_REMEMBERED_MAX:
+            del self._calls[next(iter(self._calls))]
         self._calls[nonce] = call.seed
 
     def on_answer(self, nonce: int, node_id: str) -> bool:

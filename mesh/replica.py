@@ -60,8 +60,9 @@ A conflict's loser is an overwritten version like any other.
 """
 
 # A stamp far ahead wins by being ahead only where the stamp is what decides. A lifecycle row's stamp comes after rank
-# and epochs, and holding back a finished step would mean running it again.
-_STAMP_DECIDES = frozenset({Register.LWW, Register.MAX, Register.REMOVE_WINS})
+# and epochs, and holding back a finished step would mean running it again; a maximum that came late, such as a higher
+# cluster epoch, would not fence in time.
+_STAMP_DECIDES = frozenset({Register.LWW, Register.REMOVE_WINS})
 
 
 class Verdict(NamedTuple):

@@ -15,7 +15,7 @@ import trio
 from mesh.bundles import Bundle, open_bundle
 from mesh.effective import EffectiveState
 from mesh.effects import MemberChanged, RumorReceived, SelfConflict
-from mesh.errors import ConfigError, RecordError, RelayMeshError
+from mesh.errors import ConfigError, RecordError, RelayMeshError, StoreError
 from mesh.gate import Gate
 from mesh.gossip import Gossip
 from mesh.identity import Authority, Identity
@@ -166,7 +166,12 @@ class Node:
 
     async def _assemble(self, socket: DatagramSocket) -> None:
         spec, env = self.spec, self.env
-        boot = await self.store.write(_next_boot)
+        try:
+            boot = await self.store.write(_next_boot)
+        except StoreError as error:
+            raise ConfigError(
+                f"this start cannot be noted: {error}. Mend the disk, then start the node again"
+            ) from None
         known = await self.store.read(lambda reader: [row[0] for row in reader.sql("SELECT record FROM members")])
         self.life = make_life(spec.identity.certificate.enrolment, boot)
         now = env.clock.monotonic()

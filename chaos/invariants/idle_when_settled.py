@@ -28,8 +28,9 @@ class IdleWhenSettled(Promise):
             yield f"{seen.host} ran {seen.job.step_id} at rest"
 
 
-LAST_WRITES_MS = 4_000.0
-"""A database that has been quiet for `node.storage.store.CHECKPOINT_IDLE_S` is checkpointed, once."""
+LAST_WRITES_MS = 8_000.0
+"""A database that has been quiet for `node.storage.store.CHECKPOINT_IDLE_S` is checkpointed, once. A slow disk and a
+drifting clock may add to that."""
 
 
 class DisksRest(Promise):

@@ -20,7 +20,8 @@ class TasksEndAsDefined(Promise):
     """No step is stuck; one is a dead letter only if its agent fails for good or ended five processes that ran it.
 
     One is cancelled only if a client asked for it, and succeeds only after its parents. One whose input was lost with
-    the only disk that had it waits for ever: what was told of it elsewhere is not enough to run it.
+    the only disk that had it waits for ever: what was told of it elsewhere is not enough to run it. Such a disk may
+    take along that a parent succeeded, too; `children-after-parents` looks at what the step's own node knew.
     """
 
     name = "tasks-end-as-defined"
@@ -71,20 +72,21 @@ class TasksEndAsDefined(Promise):
         parents = [by_name.get(name) for name in parents_of(step)]
         is_ready = all(parent is not None and parent.rank == SUCCESS for parent in parents)
         task = replica.rows.get(("tasks", step.namespace, step.text("task_id")))
+        is_lost = any(host.has_lost for host in self.mirror.hosts.values())
         match status_of(step):
             case "PENDING" if task is not None and step.integer("task_generation") < task.integer("cancelled_below"):
                 return "waits, though its task was cancelled"
             case "PENDING" if not _has_input(replica, step):
-                is_lost = any(host.has_lost for host in self.mirror.hosts.values())
                 return "" if is_lost else "waits for an input that nobody has, though no disk was lost"
             case "PENDING":
                 return "waits, though it could run" if is_ready else ""
             case "SUCCESS" if self._fails_for_good(replica, step):
                 return "succeeded, though its agent always fails"
-            case "SUCCESS" if not is_ready and (task is None or not task.generation):
+            case "SUCCESS" if not is_ready and not is_lost and (task is None or not task.generation):
                 return "succeeded before its parents"
             case "DEAD_LETTER" if step.text("last_error").startswith("poison"):
-                lost = self._lost.get(step.key, 0)
+                # What a lost disk knew of a run's end, the mesh takes for a process that ended during the run.
+                lost = self._lost.get(step.key, 0) + sum(host.has_lost for host in self.mirror.hosts.values())
                 return "" if lost >= LOST_LEASES_MAX else f"is called poison after {lost} processes ended with it"
             case "DEAD_LETTER":
                 return "" if self._fails_for_good(replica, step) else f"is a dead letter: {step.text('last_error')}"

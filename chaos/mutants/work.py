@@ -23,7 +23,11 @@ MUTANTS = (
         breaks="a node dispatches only under a lease epoch that it opened itself",
         caught_by=("own-epoch",),
         edits=(
-            Edit("node.work.transitions:claim", "lease_epoch=step.lease_epoch + 1,", "lease_epoch=step.lease_epoch,"),
+            Edit(
+                "node.work.transitions:claim",
+                "lease_epoch=step.lease_epoch + 1 + forgotten,",
+                "lease_epoch=step.lease_epoch,",
+            ),
         ),
     ),
     Mutant(

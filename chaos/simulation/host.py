@@ -179,6 +179,8 @@ class Host:
         self.durable_lost = False
         """Whether the end that comes next takes synced data along."""
         self.lives = 0
+        self.questions = 0
+        """What its process was asked and works on, whether or not somebody still waits for the answer."""
         self.node: Node | None = None
         self.wanted = False
         """Whether a supervisor would start the process again when it ended."""
@@ -279,6 +281,7 @@ class Host:
             await self._asked_to_stop.wait()
             self._asked_to_stop = trio.Event()
             await node.stop()
+            self._nursery = None  # closed to new calls, while the node writes its last word
             nursery.cancel_scope.cancel()
         await node.close()
 
@@ -412,11 +415,13 @@ class Host:
         done = trio.Event()
 
         async def answer() -> None:
+            self.questions += 1
             try:
                 outcome.append(partial(_same, await question()))
             except RelayMeshError as error:
                 outcome.append(partial(_raise, error))
             finally:
+                self.questions -= 1
                 done.set()
 
         self._in_context(self._nursery, answer)
@@ -560,10 +565,10 @@ class Host:
 
 
 def _cause(error: BaseException) -> tuple[str, str]:
-    """How a life ended that nobody ended: refused to start, with a word, or failed."""
+    """How a life ended that nobody ended: refused to start, with a word, or failed. Judged as `node.daemon` does."""
     if isinstance(error, BaseExceptionGroup):
         refusals, rest = error.split(RelayMeshError)
-        if refusals is not None and rest is None:  # as `relaymesh-node` does: one line, and its end
+        if refusals is not None and rest is None:
             return _cause(refusals.exceptions[0])
     if isinstance(error, RelayMeshError):
         return "refused", str(error)

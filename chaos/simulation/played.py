@@ -33,6 +33,7 @@ from chaos.simulation.world import World, captured_logs
 from chaos.timeline import TimelineKeeper
 from mesh.rows import Row
 from node.storage.reader import Reader
+from node.work.payloads import missing_payloads
 from node.work.status import task_status
 from node.work.tables import WORK_TABLES
 
@@ -229,15 +230,18 @@ async def _end_all(world: World) -> None:
 
 
 async def _what_is_open(world: World, accepted: Iterable[str]) -> str:
-    """Why the mesh has not come to rest; empty when it has."""
+    """Why the mesh has not come to rest; empty when it has. What waits for a payload that nobody has is at rest."""
     if not world.is_whole():
         return "not all nodes run and see each other: " + "; ".join(map(_view, world.hosts.values()))
+    if busy := [host.name for host in world.hosts.values() if host.questions]:
+        return f"{', '.join(busy)} still work on what clients asked"
     hosts = [host for host in world.hosts.values() if host.wanted]
     try:
         heads = [await host.read(_head) for host in hosts]
         if any(head != heads[0] for head in heads):
             return "replicas differ"
         steps = await hosts[0].read(lambda reader: reader.select("steps"))
+        lost = await hosts[0].read(partial(missing_payloads, rows=steps))
         # A submit whose client heard no answer was perhaps accepted, and then it runs like any other.
         tasks = [key for (key,) in await hosts[0].read(lambda reader: reader.sql("SELECT key FROM tasks ORDER BY key"))]
         # Reads take time: nothing may have changed meanwhile.
@@ -252,7 +256,11 @@ async def _what_is_open(world: World, accepted: Iterable[str]) -> str:
         (
             f"task {task_id} is {task_status(by_task[task_id])}"
             for task_id in [*dict.fromkeys([*accepted, *tasks])]
-            if task_id in by_task and not task_status(by_task[task_id]).is_terminal
+            if task_id in by_task
+            and not task_status(by_task[task_id]).is_terminal
+            and not any(
+                step.text(column) in lost for step in by_task[task_id] for column in ("input_ref", "result_ref")
+            )
         ),
         "",
     )

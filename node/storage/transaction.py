@@ -92,6 +92,11 @@ class Transaction(Reader):
         return self._request_stamp().hlc
 
     @property
+    def origin(self) -> Origin:
+        """Who stamps what is written here."""
+        return self._ledger.origin
+
+    @property
     def now_ms(self) -> int:
         """Physical time of this batch, in milliseconds since 1970: for durations on this node, which stamps are not."""
         return self._ledger.now_ms

@@ -32,6 +32,9 @@ from node.work.tables import CLUSTER_EPOCH_KEY, MESH_NAMESPACE, TASK_CANCEL_REQU
 from node.work.work_queue import Queued, requirement_of
 
 ERROR_CHARS_MAX = 2048
+FORGOTTEN_LEASES = 16
+"""Lease epochs that the first claim under a new origin passes over. Stamps tell leases apart as well, but a stamp may
+come twice: a clock that follows a faster peer counts on from the same place after its own writes were lost."""
 LOST_KEPT_MAX = 4 * LOST_LEASES_MAX
 """A step that partitions tossed about for months keeps only its latest lost leases."""
 
@@ -181,7 +184,7 @@ _FRESH: Mapping[str, Value] = {
 def claim(
     tx: Transaction, entry: Queued, *, me: str, life: int, timeout_s: Callable[[str, int], float]
 ) -> Claimed | None:
-    """Open a lease (epoch + 1) on a queued step of ours; None when it is not ours to run any more.
+    """Open a lease (a higher epoch) on a queued step of ours; None when it is not ours to run any more.
 
     A node dispatches only under an epoch that it opened itself, so a row which merely names it as owner is no licence.
     PayloadMissingError, with nothing written, when a payload that the step runs on has not arrived here yet.
@@ -198,6 +201,8 @@ def claim(
     # Before the lease opens: the caller goes on with other steps in this transaction, and a lease without a run would
     # stay RUNNING for ever.
     payload = load_payload(tx, step, "input")
+    # A database that went back in time has forgotten claims of its own, and must not open one of their leases again.
+    forgotten = FORGOTTEN_LEASES if step.origin.node == me and step.origin != tx.origin else 0
     claimed = tx.put(
         "steps",
         step.namespace,
@@ -209,7 +214,7 @@ def claim(
             "claim_life": life,
             "parents_used": json.dumps(used) if used else None,
         },
-        lease_epoch=step.lease_epoch + 1,
+        lease_epoch=step.lease_epoch + 1 + forgotten,
         open_lease=True,
         cluster_epoch=max(step.cluster_epoch, cluster_epoch(tx)),
     )

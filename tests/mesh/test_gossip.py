@@ -493,11 +493,27 @@ def test_packets_of_an_earlier_life_are_refused_on_either_side() -> None:
     late = Forger(world, names[1])
     world.restart(names[1], seeds=names[:1])
     world.run(2.0)
-    for data in to_old:
-        (refused,) = world.engines[names[1]].gossip.on_datagram(data, Address("x", 1), world.now)
-        assert refused == PacketRefused("wrong-receiver", Address("x", 1))
+    again = [world.engines[names[1]].gossip.on_datagram(data, Address("x", 1), world.now) for data in to_old]
+    assert all(effects[-1] == PacketRefused("wrong-receiver", Address("x", 1)) for effects in again)
+    # Whoever speaks to the dead is called once in a while, where its own record says.
+    calls = [effect for effects in again for effect in effects if isinstance(effect, SendDatagram)]
+    assert [call.address for call in calls] == [member(world.engines[names[1]], names[0]).address]
     late.say(names[0], Ping(1, b""))
     assert refusals(world, names[0])[-1] == "stale-life"
+
+
+def test_two_nodes_that_both_start_again_inside_a_cut_know_each_others_new_lives_after_it() -> None:
+    world = World()
+    names = world.mesh_of(2)
+    known = {name: member(world.engines[name], other).record for name, other in (names, names[::-1])}
+    world.datagrams = False  # streams come through, so that neither is ever suspected
+    for name in names:
+        world.restart(name, known=[known[name]])
+    world.run(0.5)
+    world.datagrams = True
+    world.run(LOCAL.redial_interval_s)
+    for mine, other in (names, names[::-1]):
+        assert member(world.engines[mine], other).life == world.engines[other].gossip.members.own.life
 
 
 def test_everything_ever_sent_sent_again_changes_nothing() -> None:

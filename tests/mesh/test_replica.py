@@ -150,7 +150,7 @@ def test_a_new_row_a_newer_version_an_older_one_and_a_repeat():
 def test_a_stamp_of_the_future_waits_only_where_the_stamp_decides(register):
     verdict = judge(TABLES[register], None, write(TABLES[register]), in_time=False)
 
-    if register in (Register.LIFECYCLE, Register.IMMUTABLE):
+    if register in (Register.LIFECYCLE, Register.IMMUTABLE, Register.MAX):
         assert verdict.outcome is Outcome.APPLIED
     else:
         assert (verdict.outcome, verdict.reason) == (Outcome.QUARANTINED, REASON_FUTURE)

@@ -23,8 +23,8 @@ from node.env import PeerIdentity
 from node.storage.transaction import Transaction
 from node.work import ownership as module
 from node.work.ownership import AskRequest, Ownership, OwnershipTiming
-from node.work.tables import MESH_NAMESPACE
-from tests.node.test_review_work import Desk, desk, foreign, nap, running
+from node.work.tables import MESH_NAMESPACE, Status
+from tests.node.test_review_work import Desk, desk, foreign, nap, running, step
 
 __all__ = ["desk"]  # the fixture
 
@@ -280,6 +280,24 @@ async def test_steps_pinned_to_an_absent_node_hide_none_that_another_could_run(o
     office.calls.answer = lambda host, verb, body: msgspec.msgpack.encode(1)
     async with deciding(office):
         await until(lambda: _all(office, [wanted], "node-b"))
+
+
+async def test_a_step_that_its_parents_end_makes_ready_is_offered_at_once(office, autojump_clock):
+    office.view.states["node-b"] = OwnerState.PRESENT
+    await office.announce("node-b", '["echo"]')
+    office.calls.answer = lambda host, verb, body: msgspec.msgpack.encode(1)
+    async with deciding(office):
+        task_id = await office.desk.submit(
+            step("first", "rare"), step("then", "echo", depends_on=("first",), node="node-b")
+        )
+        parent, child = await office.desk.steps(task_id)
+        await trio.sleep(5.0)
+        await office.desk.merge(
+            foreign(
+                parent, "node-b", seq=500, rank=Status.SUCCESS.rank, values={"status": "SUCCESS", "owner": "node-b"}
+            )
+        )
+        await until(lambda: _all(office, [child], "node-b"))
 
 
 async def test_a_dwell_window_withholds_nothing_that_only_that_member_can_run(office, autojump_clock):

@@ -16,6 +16,7 @@ from node.work.definition import Definition
 from node.work.history import Action
 from node.work.payloads import INLINE_BYTES_MAX, load_payload, store_payload
 from node.work.tables import Status
+from node.work.transitions import FORGOTTEN_LEASES
 from node.work.work_queue import Queued
 from tests.node.work_desk import DONE, FAILED, SPACE, desks, step, workflow
 
@@ -116,6 +117,17 @@ async def test_a_claim_opens_a_lease_epoch_of_its_own(a):
     assert claimed.job.fence == Fence.of(claimed.step, "a").encode()
     assert claimed.job.traceparent == f"00-{'ab' * 16}-{row.key[-16:]}-01"
     assert await a.queued() == {}
+
+
+async def test_the_first_claim_under_a_new_origin_opens_no_lease_that_may_have_been_open_before(a):
+    task_id = await a.one()
+    row = await a.step(task_id)
+    await a.store.mint_origin("a test")
+    claimed = await a.claim(row)
+    assert claimed.step.lease_epoch == row.lease_epoch + 1 + FORGOTTEN_LEASES
+    await a.finish(claimed, FAILED)
+    again = await a.claim(await a.step(task_id))
+    assert again.step.lease_epoch == claimed.step.lease_epoch + 1
 
 
 async def test_a_step_of_another_owner_or_an_ended_one_is_not_claimed(pair):
