@@ -61,6 +61,7 @@ class DatabaseCopy:
 
     def abandon(self) -> None:
         """Give up; the file is of no use."""
+        self._backup.close(True)  # it holds a lock on the source
         self._target.close(True)
 
 

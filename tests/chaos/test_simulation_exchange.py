@@ -201,6 +201,22 @@ async def test_an_exchange_that_fails_on_a_full_disk_leaves_the_old_database_in_
         assert await notes_of(store) == ["a", "b"]
 
 
+async def test_a_copy_that_does_not_fit_holds_nothing_up_and_can_be_made_again(vfs):
+    host = Machine("host", SimulatedDisk(random.Random(3)))
+    vfs.attach("host", host.disk)
+    async with life(host) as store:
+        for number in range(100):
+            await store.write(put_note(f"{number:03}", "x" * 100))
+        host.disk.quota_bytes = host.disk.used_bytes() + 8_192
+        with pytest.raises(StoreError, match="cannot be copied"):
+            await store.copy_to(COPY)
+        host.disk.quota_bytes = None
+        await store.write(put_note("later"))
+        host.disk.unlink(COPY.name)
+        await store.copy_to(COPY)
+        assert len(await store.prepare_copy(COPY, whole)) == 101
+
+
 async def test_a_copy_carries_no_word_of_its_maker(vfs):
     copy = await copy_of_a_donor(vfs)
     connection = apsw.Connection(":memory:")
