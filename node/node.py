@@ -444,7 +444,7 @@ class Node:
         """A peer asks us to pull from it now. The answer says up to where we durably have what it wrote."""
         await self.puller.pull(peer.name)
         ranges = [
-            (origin.incarnation, self.store.vector.head(origin))
+            (origin.incarnation, self.store.vector.unbroken(origin))
             for origin in self.store.vector.origins()
             if origin.node == peer.name
         ]

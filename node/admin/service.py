@@ -16,6 +16,7 @@ from mesh.errors import ConfigError
 from mesh.ids import parse_namespace
 from node.admin.arguments import Arguments
 from node.admin.mesh_commands import MeshCommands
+from node.admin.snapshot_commands import SnapshotCommands
 from node.admin.work_commands import WorkCommands
 from node.config import NodeConfig
 from node.env import PeerIdentity
@@ -41,6 +42,7 @@ class AdminService:
         self._commands: Mapping[str, Command] = {
             **WorkCommands(node).commands(),
             **MeshCommands(node, config).commands(),
+            **SnapshotCommands(node).commands(),
         }
 
     def names(self) -> list[str]:

@@ -118,6 +118,14 @@ class Bootstrap:
             self._wanted = peer, reason
             self._news.set()
 
+    def asked_for(self, peer: str) -> bool:
+        """An operator wants this peer's snapshot, whatever failed before; False when one is wanted already."""
+        if self._wanted is not None:
+            return False
+        self._refused_until = float("-inf")
+        self.required(peer, "an operator asked for it")
+        return True
+
     async def run(self) -> None:
         """Fetch and adopt what is wanted, until cancelled."""
         await self._env.reader_thread.run(self._remove)
