@@ -19,6 +19,7 @@ import apsw
 
 from mesh.errors import StoreError
 from mesh.hlc import HybridClock
+from mesh.ids import Origin
 from mesh.tables import Table
 from mesh.version_vector import VersionVector
 from node.storage.database import DAMAGE, DISK_ERRORS, META_CLEAN, META_HLC, META_ORIGIN, open_connection, unusable
@@ -117,6 +118,24 @@ def _take_meta(connection: apsw.Connection, old: apsw.Connection) -> None:
             connection.execute("INSERT INTO meta VALUES (?, ?)", (name, value))
 
 
+def _take_quarantine(
+    connection: apsw.Connection, old: Ledger, origins: OriginTable, vector: VersionVector
+) -> frozenset[tuple[Origin, int]]:
+    """Take along what is put aside and the copy has not seen, as it is; returns which versions that are.
+
+    It was put aside by hooks as well, and none of them judges here: merged anew, a poisoned row would become current.
+    """
+    parked = []
+    for oid, seq, *rest in old.connection.execute("SELECT * FROM quarantine ORDER BY rowid"):
+        origin = old.origins.origin(oid)
+        if not vector.covers(origin, seq):
+            marks = ", ".join("?" * (2 + len(rest)))
+            number = origins.intern(connection, origin)
+            connection.execute(f"INSERT OR IGNORE INTO quarantine VALUES ({marks})", (number, seq, *rest))
+            parked.append((origin, seq))
+    return frozenset(parked)
+
+
 def _merge(connection: apsw.Connection, old: Ledger, hlc: HybridClock, tables: Sequence[Table]) -> None:
     """Merge every version that the old database has seen and this one has not, by the order that decides any merge."""
     origins = OriginTable()
@@ -130,13 +149,15 @@ def _merge(connection: apsw.Connection, old: Ledger, hlc: HybridClock, tables: S
     )
     vector = load_vector(connection, origins)
     reader = Reader(old.connection, old.tables, old.origins)
+    parked = _take_quarantine(connection, old, origins, vector)
     seen = VersionVector()
     cursor: PullCursor | None = None
     while True:
         chunk = reader.rows_missing_from(vector, rows_max=MERGE_ROWS_MAX, after=cursor)
         transaction = Transaction(ledger)  # one for each chunk, since it remembers all that it merged
         for row in chunk.rows:
-            transaction.merge(row)
+            if (row.origin, row.seq) not in parked:
+                transaction.merge(row)
         seen.join(transaction.finish()[2])
         if chunk.vector is not None:
             seen.join(chunk.vector)

@@ -126,6 +126,21 @@ async def test_the_greater_version_of_a_row_stays_whichever_database_it_was_in(p
     assert pair.target.vector.covers(old.origin, old.seq)
 
 
+async def test_a_row_that_was_put_aside_stays_aside(pair, autojump_clock):
+    def reject(_tx, _before, after):
+        assert after.values.get("text") != "poison"
+
+    pair.target.watch("notes", reject)
+    good = (await pair.source.read(lambda reader: reader.select("notes", limit=1)))[0]
+    poison = msgspec.structs.replace(good, key="poison", origin=Origin("evil", 1), seq=1, values={"text": "poison"})
+    assert await pair.target.write(lambda tx: tx.merge(poison), remote=True) == "quarantined"
+    await pair.fill()
+    assert await keys(pair.target) == [f"{number:03}" for number in range(40)]
+    aside = await pair.target.read(lambda reader: reader.sql("SELECT key, reason FROM quarantine"))
+    assert aside == [("poison", "rejected")]
+    assert pair.target.vector.covers(Origin("evil", 1), 1)
+
+
 async def test_after_a_broken_stream_only_the_rest_is_asked_for(pair, autojump_clock):
     pair.line.breaks_after = 5
     await pair.fill()
