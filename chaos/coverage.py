@@ -13,6 +13,7 @@ from typing import Any
 from chaos.observations import (
     ClientAnswered,
     Committed,
+    DatabaseReplaced,
     HostEnded,
     HostStarted,
     Logged,
@@ -74,6 +75,8 @@ POINTS: Mapping[str, str] = {
     "power-cut-recovered": "a node started again after a power cut",
     "image-lost": "a node started again on a disk that had lost what was synced",
     "origin-minted": "a node began a new origin, since its database might have forgotten something",
+    "snapshot-adopted": "a node went on with a snapshot of a peer's database",
+    "database-set-aside": "a node found its database damaged, kept it under another name, and began empty",
     "start-refused": "a node refused to start, with a word for its operator",
     "store-failed": "a store failed for so long that peers could take over",
     "store-worked-again": "a store that had failed worked again",
@@ -85,7 +88,17 @@ POINTS: Mapping[str, str] = {
 }
 """Name and meaning of every point."""
 
-RARE = frozenset({"released", "replayed-twice", "returned-by-certificate", "start-refused", "copied-whole"})
+RARE = frozenset(
+    {
+        "released",
+        "replayed-twice",
+        "returned-by-certificate",
+        "start-refused",
+        "copied-whole",
+        "snapshot-adopted",
+        "database-set-aside",
+    }
+)
 """Points that a hundred seeds may well miss: they are for scenarios that are about them."""
 REQUIRED = frozenset(POINTS) - RARE
 """Points that every batch of at least a hundred seeds must meet."""
@@ -128,6 +141,7 @@ class Coverage:
             RingInstalled: self._ring,
             HostStarted: self._started,
             HostEnded: self._host_ended,
+            DatabaseReplaced: self._replaced,
             RunStarted: self._run_started,
             RunEnded: self._run_ended,
             SinkWrite: self._sink,
@@ -185,6 +199,10 @@ class Coverage:
         if seen.host in self._origins and self._origins[seen.host] != seen.origin:
             yield "origin-minted"
         self._origins[seen.host] = seen.origin
+
+    def _replaced(self, seen: DatabaseReplaced) -> Iterator[str]:
+        self._origins[seen.host] = seen.origin
+        yield "snapshot-adopted"
 
     def _host_ended(self, seen: HostEnded) -> Iterator[str]:
         self._ended[seen.host] = seen
@@ -303,6 +321,8 @@ class Coverage:
     def _logged(self, seen: Logged) -> Iterator[str]:
         if seen.text.startswith("identity conflict"):
             yield "identity-conflict"
+        elif "this node is filled by its peers" in seen.text:
+            yield "database-set-aside"
         elif seen.text.startswith("the local store fails"):
             yield "store-failed"
         elif seen.text.startswith("the local store works again"):

@@ -283,12 +283,11 @@ MENU: Mapping[str, FaultKind] = {
         options={"latency_ms": Option(default=200.0, about="added to each call", lowest=1, highest=60_000)},
     ),
     "bit-flip": FaultKind(
-        about="the node is killed, one bit of its database flips, and it starts again",
+        about="the node is killed, bits of its database flip, and it starts again",
         hits="node",
         weight=0,
         longest_s=5,
-        options={},
-        pending="a damaged database is refused with a word; setting it aside and rebuilding it is not built",
+        options={"bits": Option(default=1, about="how many", lowest=1, highest=10_000)},
     ),
     "stale-image": FaultKind(
         about="the host is rolled back to the image that its disk had when the fault began",

@@ -65,6 +65,13 @@ class Committed(Seen):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseReplaced(Seen):
+    """A node goes on with a snapshot of a peer. What is new in it is told as a `Committed` right after."""
+
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Seen):
     """An agent began an attempt under `job.fence`."""
 

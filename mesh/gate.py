@@ -24,12 +24,17 @@ class Gate:
     every dead time (the gossip loop does), a longer gap between two calls is a pause of the whole process.
     """
 
-    def __init__(self, *, dead_time_s: float, has_peers: bool, now: float) -> None:
-        """`has_peers`: seeds or members are known; a node founded alone has nobody to hear from and starts open."""
+    def __init__(self, *, dead_time_s: float, has_peers: bool, now: float, is_restored: bool = False) -> None:
+        """`has_peers`: seeds or members are known; a node founded alone has nobody to hear from and starts open.
+
+        `is_restored`: the database is known to be older than what this node last wrote. Then silence opens nothing
+        until one pull has finished: what a restored node owns has most likely moved.
+        """
         self._dead_time_s = dead_time_s
         self._checked_at = now
         self._silent_since = now
         self.state = GateState.SHUT if has_peers else GateState.OPEN
+        self._opens_alone = not is_restored
         self.pauses = 0
         """How often this process was away for longer than a dead time, or without a working store."""
 
@@ -48,7 +53,7 @@ class Gate:
         self._checked_at = now
         if away_s > self._dead_time_s:
             self.shut(now)
-        elif self.state is GateState.SHUT and now - self._silent_since >= self._dead_time_s:
+        elif self.state is GateState.SHUT and self._opens_alone and now - self._silent_since >= self._dead_time_s:
             # Nobody answered for one dead time. Waiting longer would stop a node that is simply alone, and an edge
             # host must go on alone: what a cut hides is settled by epochs at the heal.
             self.state = GateState.OPEN
@@ -74,8 +79,9 @@ class Gate:
         if self.check(now) or token != self.pauses:
             return False
         self.state = GateState.OPEN
+        self._opens_alone = True
         return True
 
     def opens_at(self) -> float | None:
-        """When the gate opens by itself if no peer answers; None when it is open."""
-        return None if self.is_open else self._silent_since + self._dead_time_s
+        """When the gate opens by itself if no peer answers; None when it is open, or opens by a pull only."""
+        return None if self.is_open or not self._opens_alone else self._silent_since + self._dead_time_s

@@ -74,6 +74,11 @@ class VersionVector:
         ranges = self._ranges.get(origin)
         return ranges[-1][1] if ranges else 0
 
+    def unbroken(self, origin: Origin) -> int:
+        """The number up to which every one of this origin is covered; 0 when the first is not."""
+        ranges = self.ranges(origin)
+        return ranges[0][1] if ranges and ranges[0][0] == 1 else 0
+
     def origins(self) -> list[Origin]:
         """The known origins, sorted."""
         return sorted(self._ranges)

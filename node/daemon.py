@@ -209,6 +209,7 @@ def spec_of(config: NodeConfig, enrolment: Enrolment) -> NodeSpec:
         slots=config.slots,
         version=version(),
         settings=config.settings,
+        start_alone=config.start_alone,
     )
 
 

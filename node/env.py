@@ -148,6 +148,21 @@ class Disk(Protocol):
         """A text that changes whenever the host's kernel was started anew (page cache lost)."""
         ...
 
+    def exists(self, name: str) -> bool:
+        """Whether the root holds a file of this name. OSError when the disk fails, as of the two below."""
+        ...
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Give a file of the root another name, replacing what has that: in one step, durable on return.
+
+        Names that were made or removed before are durable first. The content is the caller's to sync. It blocks.
+        """
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a file of the root, if it is there."""
+        ...
+
 
 class StoreThread(Protocol):
     """Runs blocking database calls one after another: a thread in production, inline in a simulator."""

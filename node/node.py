@@ -30,19 +30,24 @@ from mesh.tables import Table
 from node.env import DatagramSocket, Env, PeerIdentity
 from node.gossip_loop import GossipLoop
 from node.replication import verify as verification
+from node.replication.bootstrap import Bootstrap
 from node.replication.calls import decode
 from node.replication.pull import Puller, serve_pull
 from node.replication.push import Push
+from node.replication.snapshot import SnapshotDonor
 from node.replication.stability_rounds import StabilityRounds, serve_vector
 from node.roster import Roster
 from node.settings import Settings
+from node.storage.database import DamagedError
 from node.storage.migrate import Migration
+from node.storage.set_aside import set_aside
 from node.storage.store import Commit, Store
 from node.storage.transaction import Arrival, Transaction
 from node.streams.guard import GuardedDialler, StreamGuard
 from node.streams.rpc import RpcPool, RpcServer, Verb
 from node.trust import Trust
 from node.trust_fetch import VERB, TrustFetch
+from node.work.own_rows import rows_to_hear
 from node.work.ownership import Ownership, OwnershipTiming
 from node.work.retention import Purger, Retention
 from node.work.retries import RetryPolicy
@@ -84,6 +89,8 @@ class NodeSpec:
     """The CA's word for `ring`; empty while the mesh has its first one."""
     tls_certificate: str = ""
     """What streams prove this node by, as PEM; empty where streams are simulated."""
+    start_alone: bool = False
+    """Whether to begin without hearing from a peer first, also with an empty database in the place of a damaged one."""
 
 
 class Node:
@@ -124,8 +131,28 @@ class Node:
         self._stopping = False
 
     async def open(self) -> None:
-        """Open the replica and begin a new life. ConfigError or StoreError when the database cannot be used."""
-        await self.store.open()
+        """Open the replica and begin a new life. ConfigError or StoreError when the database cannot be used.
+
+        A damaged one is set aside, and this node filled by its peers, if it has seeds to hear from, or was told to
+        start alone.
+        """
+        try:
+            await self.store.open()
+        except DamagedError as error:
+            if not self._seeds_of_others() and not self.spec.start_alone:
+                raise ConfigError(
+                    f"{error}. This node has no seeds to be filled from: give it --seeds, or --start-alone to begin "
+                    "empty with the file set aside"
+                ) from None
+            disk, path = self.env.disk, self.store.path
+            name = await self.env.writer_thread.run(lambda: set_aside(disk, path))
+            log.warning(
+                "%s. It is kept as %s, and this node is filled by its peers", str(error).partition(". ")[0], name
+            )
+            await self.store.open()
+
+    def _seeds_of_others(self) -> list[Address]:
+        return [seed for seed in self.spec.seeds if seed != self.spec.address]
 
     async def run(
         self,
@@ -155,6 +182,9 @@ class Node:
                     self._keep_boot,
                     self._enforce_standing,
                     self.trust_fetch.run,
+                    self._renew_queue,
+                    self.donor.run,
+                    self.bootstrap.run,
                 ):
                     nursery.start_soon(service)
                 # The queue is made anew before the first claim: an agent of the last start may be gone.
@@ -184,8 +214,8 @@ class Node:
         now = env.clock.monotonic()
         profile = _tuned(spec.profile, spec.settings)
         dead_time_s = profile.dead_after_s(len(known) + 1)
-        others_seeds = [seed for seed in spec.seeds if seed != spec.address]
-        self.gate = Gate(dead_time_s=dead_time_s, has_peers=bool(known or others_seeds), now=now)
+        has_peers = bool(known or self._seeds_of_others()) and not spec.start_alone
+        self.gate = Gate(dead_time_s=dead_time_s, has_peers=has_peers, now=now, is_restored=self.store.is_restored)
         self.gossip = Gossip(
             identity=spec.identity,
             ring=self.trust.ring,
@@ -244,6 +274,18 @@ class Node:
             on_started=self.gate.on_pull_started,
             on_answered=lambda: self.gate.on_peer_answered(env.clock.monotonic()),
             on_finished=self._on_pull_finished,
+            may_snapshot=lambda: self.bootstrap.is_possible,
+            on_snapshot_needed=lambda peer, reason: self.bootstrap.required(peer, reason),
+        )
+        self.donor = SnapshotDonor(env, self.store)
+        self.bootstrap = Bootstrap(
+            env,
+            self.store,
+            self.data_calls,
+            address_of=self.loop.rpc_address,
+            on_answered=lambda: self.gate.on_peer_answered(env.clock.monotonic()),
+            on_adopted=self.puller.want_at_once,
+            heed=partial(rows_to_hear, me=spec.node_id),
         )
         self.roster = Roster(env, self.store, self.loop, me=spec.node_id)
         await self.roster.load()
@@ -266,7 +308,7 @@ class Node:
             every_s=spec.settings.retention_interval_ms / 1000,
         )
         self.trust_fetch = TrustFetch(
-            env, self.trust, self.gossip, self.calls, seeds=others_seeds, rpc_port=spec.rpc_address.port
+            env, self.trust, self.gossip, self.calls, seeds=self._seeds_of_others(), rpc_port=spec.rpc_address.port
         )
         self._standing_news = trio.Event()
         self.push = Push(
@@ -281,12 +323,14 @@ class Node:
         self._came_back: list[str] = []
         self._boot_heard = boot
         self._boot_news = trio.Event()
+        self._queue_stale = trio.Event()
         self._wire()
 
     def _wire(self) -> None:
         """Connect the parts: who hears of what. Every call here returns at once."""
         self.store.on_commit(self._on_commit)
         self.store.on_failed(self._on_store_failed)
+        self.store.on_replaced(self._on_store_replaced)
         self.runtime.on_idle = self.ownership.on_idle
         self.loop.on_turn = self.runtime.gate_is_open
         self.loop.on_vector_differs = self.puller.want
@@ -316,6 +360,12 @@ class Node:
         self._update_paused()
         log.error("the local store %s", "fails: this node starts no work" if failed else "works again")
         self.loop.perform(self.gossip.set_store_failed(failed, self.env.clock.monotonic()))
+
+    async def _on_store_replaced(self) -> None:
+        # Others may have taken what this node owned, and no commit has told of it: look again, as after a pause.
+        self.runtime.shut_gate()
+        self.gossip.set_vector_digest(self.store.vector.digest())
+        self._queue_stale.set()
 
     def _on_self_conflict(self, conflict: SelfConflict) -> None:
         self.identity_conflict = conflict.detail
@@ -451,6 +501,15 @@ class Node:
             except RelayMeshError as error:
                 log.warning("cannot note the latest start of this node: %s", error)
 
+    async def _renew_queue(self) -> None:
+        """Make the queue anew from the rows of a database that took the place of ours."""
+        while True:
+            await self._queue_stale.wait()
+            self._queue_stale = trio.Event()
+            await self.ownership.announce(self.spec.labels, self.spec.slots, self.spec.version)
+            self.ownership.on_member_changed()
+            self.runtime.wake(self.spec.slots)
+
     async def _verify_now_and_then(self) -> None:
         while True:
             await self.env.clock.sleep(VERIFY_EVERY_S * (0.5 + self.env.rng.random()))
@@ -482,6 +541,8 @@ class Node:
             "probe": Verb(self.loop.handle_probe),
             VERB: Verb(self.trust.serve, concurrent_max=32),
             "pull": Verb(self._handle_pull, concurrent_max=8),
+            "snapshot-offer": Verb(lambda _peer, body, _send: self.donor.handle_offer(body), concurrent_max=8),
+            "snapshot-chunk": Verb(lambda _peer, body, send: self.donor.handle_chunks(body, send), concurrent_max=2),
             "sync": Verb(self._handle_sync, concurrent_max=32),
             "vector": Verb(lambda _peer, body, _send: serve_vector(self.store, body), concurrent_max=8),
             "verify": Verb(lambda _peer, body, _send: verification.serve_verify(self.store, body), concurrent_max=2),
@@ -493,13 +554,16 @@ class Node:
         }
 
     async def _handle_pull(self, peer: PeerIdentity, body: bytes, send: Callable[[bytes], Awaitable[None]]) -> bytes:
-        return await serve_pull(self.store, body, send)
+        # A node that is being filled itself has nothing to give but rows.
+        is_whole = self.bootstrap.progress() is None
+        rows_min = self.spec.settings.bootstrap_rows_min if is_whole else None
+        return await serve_pull(self.store, body, send, snapshot_rows_min=rows_min)
 
     async def _handle_sync(self, peer: PeerIdentity, body: bytes, send: object) -> bytes:
         """A peer asks us to pull from it now. The answer says up to where we durably have what it wrote."""
         await self.puller.pull(peer.name)
         ranges = [
-            (origin.incarnation, self.store.vector.head(origin))
+            (origin.incarnation, self.store.vector.unbroken(origin))
             for origin in self.store.vector.origins()
             if origin.node == peer.name
         ]

@@ -15,6 +15,7 @@ import outcome
 import trio
 
 from node import durable_files
+from node.durable_files import sync_directory
 from node.env import Env, Executor, Net
 
 T = TypeVar("T")
@@ -65,6 +66,20 @@ class LocalDisk:
     def kernel_boot_id(self) -> str:
         """The kernel's random id of this start; it changes whenever the page cache was lost."""
         return _KERNEL_BOOT_ID.read_text(encoding="ascii").strip()
+
+    def exists(self, name: str) -> bool:
+        """Whether the root holds a file of this name."""
+        return (self.root / name).exists()
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Give a file another name in one durable step; what happened to names before is durable first. OSError."""
+        sync_directory(self.root)
+        (self.root / name).rename(self.root / new_name)
+        sync_directory(self.root)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there. OSError."""
+        (self.root / name).unlink(missing_ok=True)
 
 
 class DedicatedThread:

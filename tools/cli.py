@@ -31,6 +31,7 @@ from tools import (
     garbage_commands,
     mesh_commands,
     node_commands,
+    snapshot_commands,
     trust_commands,
     upgrade_commands,
     work_commands,
@@ -196,6 +197,7 @@ node_commands.register(app)
 garbage_commands.register(app)
 upgrade_commands.register(app)
 trust_commands.register(app, mesh_commands.mesh_app)
+snapshot_commands.register(app)
 app.add_typer(mesh_commands.mesh_app, name="mesh")
 app.add_typer(chaos_commands.chaos_app, name="chaos")
 command(app, "demo", panel="Try")(_demo)

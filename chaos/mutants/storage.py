@@ -25,7 +25,7 @@ MUTANTS = (
         edits=(
             _NO_SYNC_AT_COMMIT,
             Edit(
-                "node.storage.store:Store._commit_waiting",
+                "node.storage.store:Store._commit_next",
                 "await self._commit(batch)",
                 "await self._commit(batch)\n            await self._env.writer_thread.run(self._writer.checkpoint)",
             ),
@@ -50,8 +50,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "node.storage.writer:Writer.run_batch",
-                "return self._fail(requests, failure, batch.reloaded)",
-                "self._fail(requests, failure, batch.reloaded)\n"
+                "return self._fail(requests, failure, batch.reloaded, damage)",
+                "self._fail(requests, failure, batch.reloaded, damage)\n"
                 "            batch.failure = failure\n"
                 "            return batch",
             ),
@@ -64,7 +64,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "node.storage.writer:Writer._reload",
-                'stored_hlc = int(self._get_meta(_META_HLC) or b"0")',
+                'stored_hlc = int(self._get_meta(META_HLC) or b"0")',
                 "stored_hlc = 0",
             ),
         ),

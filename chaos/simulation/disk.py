@@ -65,6 +65,10 @@ class Inode:
         self.locked_by = None
 
 
+NameChange = tuple[str, Inode | None]
+"""What a name stands for from now on; None: for nothing."""
+
+
 class SimulatedDisk:
     """A drive. Faults are attributes that may be set at any time."""
 
@@ -72,7 +76,8 @@ class SimulatedDisk:
         self._rng = rng
         self._names: dict[str, Inode] = {}
         self._durable_names: dict[str, Inode] = {}
-        self._pending_names: list[tuple[int, str, Inode | None]] = []
+        self._pending_names: list[tuple[int, tuple[NameChange, ...]]] = []
+        """Operations, each of which the drive has whole or not at all."""
         self._cut_at = 0
         self._on_cut: Callable[[], None] | None = None
         self._mount = 0
@@ -149,7 +154,7 @@ class SimulatedDisk:
                 raise _error(errno.ENOENT)
             self.operations += 1
             inode = self._names[path] = Inode()
-            self._pending_names.append((self.operations, path, inode))
+            self._pending_names.append((self.operations, ((path, inode),)))
             self._cut_when_due()
         return OpenFile(inode, self._mount)
 
@@ -168,7 +173,19 @@ class SimulatedDisk:
             raise _error(errno.EROFS)
         self.operations += 1
         del self._names[path]
-        self._pending_names.append((self.operations, path, None))
+        self._pending_names.append((self.operations, ((path, None),)))
+        self._cut_when_due()
+
+    def rename(self, path: str, new_path: str) -> None:
+        """Give a file another name, replacing what has that, in one step. ENOENT, EROFS or EIO."""
+        self._check_alive()
+        if path not in self._names:
+            raise _error(errno.ENOENT)
+        if self.read_only:
+            raise _error(errno.EROFS)
+        self.operations += 1
+        inode = self._names[new_path] = self._names.pop(path)
+        self._pending_names.append((self.operations, ((path, None), (new_path, inode))))
         self._cut_when_due()
 
     def sync_names(self) -> None:
@@ -205,7 +222,7 @@ class SimulatedDisk:
         self._cut_when_due()
         inode = self._names[path] = Inode(durable=bytearray(data))
         inode.settle()
-        self._pending_names.append((self.operations, path, inode))
+        self._pending_names.append((self.operations, ((path, inode),)))
         if not self.lying_sync:
             self._apply_names(len(self._pending_names))
 
@@ -311,11 +328,12 @@ class SimulatedDisk:
             raise _error(errno.EIO)
 
     def _apply_names(self, count: int) -> None:
-        for _, path, inode in self._pending_names[:count]:
-            if inode is None:
-                self._durable_names.pop(path, None)
-            else:
-                self._durable_names[path] = inode
+        for _, changes in self._pending_names[:count]:
+            for path, inode in changes:
+                if inode is None:
+                    self._durable_names.pop(path, None)
+                else:
+                    self._durable_names[path] = inode
         del self._pending_names[:count]
 
     # --- faults ---
@@ -378,13 +396,14 @@ class SimulatedDisk:
         self._remount()
 
     def _keep_prefix(self, rng: random.Random) -> None:
-        inodes = dict.fromkeys([*self._durable_names.values(), *(node for _, _, node in self._pending_names if node)])
+        named = [inode for _, changes in self._pending_names for _, inode in changes if inode]
+        inodes = dict.fromkeys([*self._durable_names.values(), *named])
         numbers = sorted(
             [number for inode in inodes for number, _, _ in inode.pending]
-            + [number for number, _, _ in self._pending_names]
+            + [number for number, _ in self._pending_names]
         )
         torn = rng.choice([*numbers, self.operations + 1])
-        self._apply_names(sum(number < torn for number, _, _ in self._pending_names))
+        self._apply_names(sum(number < torn for number, _ in self._pending_names))
         for inode in inodes:
             for number, offset, data in inode.pending:
                 if number < torn:

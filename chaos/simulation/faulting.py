@@ -257,7 +257,9 @@ async def _bit_flip(world: World, fault: Fault) -> None:
     host.die("kill")
     await host.until_ended()
     host.durable_lost = True
-    host.disk.flip_bit(world.stream(f"bit flip {fault.at_s}"), "relaymesh.db")
+    draws = world.stream(f"bit flip {fault.at_s}")
+    for _ in range(int(_number(fault, "bits"))):
+        host.disk.flip_bit(draws, "relaymesh.db")
     await trio.sleep(fault.for_s)
     host.start()
 

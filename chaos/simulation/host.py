@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import trio
 
-from chaos.observations import Committed, HostEnded, HostStarted, MemberSeen, RingInstalled, RumorRepeated, Sampled
+from chaos.observations import (
+    Committed,
+    DatabaseReplaced,
+    HostEnded,
+    HostStarted,
+    MemberSeen,
+    RingInstalled,
+    RumorRepeated,
+    Sampled,
+)
 from chaos.simulation import next_release
 from chaos.simulation.datagrams import HOST_SUFFIX, SimulatedSocket
 from chaos.simulation.disk import SimulatedDisk
@@ -39,7 +48,9 @@ from node.node import Node, NodeSpec
 from node.settings import Settings
 from node.storage.reader import Reader
 from node.storage.store import Commit
+from node.storage.transaction import Change
 from node.streams.rpc import RpcServer
+from node.work.tables import WORK_TABLES
 
 if TYPE_CHECKING:
     from chaos.simulation.world import World
@@ -91,8 +102,8 @@ class InlineThread:
         self._closed = True
 
 
-class _HostDisk:
-    """`node.env.Disk`."""
+class SimulatedHostDisk:
+    """`node.env.Disk` of a host: all that it needs of it are `name`, `disk` and `boots`."""
 
     def __init__(self, host: Host, vfs: str) -> None:
         self._host = host
@@ -101,16 +112,36 @@ class _HostDisk:
         self.shared_memory = False
 
     def free_bytes(self) -> int:
+        """Bytes that may still be written."""
         return self._host.disk.free_bytes()
 
     def load(self, name: str) -> bytes | None:
+        """All of a small file beside the database, None when there is none."""
         return self._host.disk.load(str(self.root / name))
 
     def save(self, name: str, data: bytes) -> None:
+        """Give such a file this content, durably and in one step."""
         self._host.disk.replace(str(self.root / name), data)
 
     def kernel_boot_id(self) -> str:
+        """Changes with every start of the host."""
         return f"{self._host.name}-boot-{self._host.boots}"
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return self._host.disk.stat(name) is not None
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Another name for a file, in one durable step."""
+        disk = self._host.disk
+        disk.sync_names()
+        disk.rename(name, new_name)
+        disk.sync_names()
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        if self.exists(name):
+            self._host.disk.unlink(name)
 
 
 class _HostNet:
@@ -260,6 +291,7 @@ class Host:
 
     async def _run(self, node: Node, process: Process) -> None:
         node.store.on_commit(lambda commit: self._on_commit(node, commit))
+        node.store.on_replaced(partial(self._on_replaced, node))
         await node.open()
         ((integrity,),) = await node.store.read(lambda reader: reader.sql("PRAGMA integrity_check"))
         service = AdminService(node, self._config())
@@ -480,6 +512,20 @@ class Host:
             )
         )
 
+    async def _on_replaced(self, node: Node) -> None:
+        rows = await node.store.read(lambda reader: [row for table in WORK_TABLES for row in reader.select(table.name)])
+        self.world.tell(DatabaseReplaced(at_ms=self.world.now_ms(), host=self.name, origin=node.store.origin))
+        self.world.tell(
+            Committed(
+                at_ms=self.world.now_ms(),
+                host=self.name,
+                changes=tuple(Change(None, row, False) for row in rows),
+                written=(),
+                synced=self.disk.lying_sync or not self.disk.unsynced_bytes("relaymesh.db"),
+                pulls=node.puller.pulls_total,
+            )
+        )
+
     async def _sample_now_and_then(self, node: Node) -> None:
         while True:
             await node.env.clock.sleep(SAMPLE_EVERY_S)
@@ -531,7 +577,7 @@ class Host:
             rng=random.Random(draws.getrandbits(64)),
             entropy=random.Random(draws.getrandbits(64)).randbytes,
             net=_HostNet(world, process, PeerIdentity("node", self.node_id, self.enrolment)),
-            disk=_HostDisk(self, world.vfs.name),
+            disk=SimulatedHostDisk(self, world.vfs.name),
             writer_thread=thread,
             reader_thread=thread,
             executor=SimulatedExecutor(

@@ -166,6 +166,7 @@ class MeshCommands:
             "diskFreeBytes": free,
             "minFreeDiskBytes": floor,
             "diskPressure": pressure,
+            "bootstrap": node.bootstrap.progress(),
             "checkedAtMs": self._now_ms(),
         }
 
@@ -202,7 +203,11 @@ class MeshCommands:
                 "pullFailures": node.puller.failures_total,
                 "vectorDigest": node.store.vector.digest().hex(),
                 "origins": len(node.store.vector.origins()),
+                "snapshotsAdopted": node.bootstrap.adopted_total,
+                "snapshotsMade": node.donor.made_total,
+                "snapshotBytesServed": node.donor.bytes_total,
             },
+            "bootstrap": node.bootstrap.progress(),
             "store": dict(node.store.counters()),
             "generatedAtMs": self._now_ms(),
         }

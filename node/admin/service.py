@@ -17,6 +17,7 @@ from mesh.ids import parse_namespace
 from node.admin.arguments import Arguments
 from node.admin.garbage_commands import GarbageCommands
 from node.admin.mesh_commands import MeshCommands
+from node.admin.snapshot_commands import SnapshotCommands
 from node.admin.trust_commands import TrustCommands
 from node.admin.work_commands import WorkCommands
 from node.config import NodeConfig
@@ -47,6 +48,7 @@ class AdminService:
             **MeshCommands(node, config).commands(),
             **GarbageCommands(node).commands(),
             **TrustCommands(node, config, reenrolment).commands(),
+            **SnapshotCommands(node).commands(),
         }
 
     def names(self) -> list[str]:

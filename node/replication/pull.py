@@ -27,6 +27,7 @@ from mesh.stability import Stable, may_adopt, was_away_too_long
 from mesh.version_vector import VersionVector
 from node.env import Env
 from node.replication.calls import Caller, decode
+from node.replication.snapshot import is_far_behind
 from node.replication.whole_copy import Copy
 from node.storage.reader import Chunk, PullCursor, Reader
 from node.storage.store import Store
@@ -62,6 +63,8 @@ class PullEnd(msgspec.Struct, array_like=True):
     stable: bytes = b""
     away_too_long: bool = False
     """The requester may hold rows whose tombstones are gone: no news can mend that, only a whole copy."""
+    need_snapshot: str = ""
+    """Why rows cannot or should not bring the requester up to date: then nothing of the above is of use."""
 
 
 class PullRequest(msgspec.Struct, array_like=True):
@@ -71,13 +74,27 @@ class PullRequest(msgspec.Struct, array_like=True):
     origin: tuple[str, int]
     stable: bytes = b""
     """The digest of what it knows to be stable; empty from a release that knows of no such thing."""
+    snapshots: bool = False
+    """Whether the requester can take a snapshot where that is faster than rows."""
 
 
-async def serve_pull(store: Store, body: bytes, send: Callable[[bytes], Awaitable[None]]) -> bytes:
-    """Answer one pull: parts of whole requests, then `PullEnd`."""
+async def serve_pull(
+    store: Store, body: bytes, send: Callable[[bytes], Awaitable[None]], *, snapshot_rows_min: int | None
+) -> bytes:
+    """Answer one pull: parts of whole requests, then `PullEnd`.
+
+    Who lacks at least `snapshot_rows_min` rows (None: never), and much of all there is, is pointed to a snapshot if it
+    can take one.
+    """
     request = decode(body, PullRequest)
     theirs = VersionVector.from_wire(request.vector)
     origin = Origin(*request.origin)
+    if (
+        request.snapshots
+        and snapshot_rows_min is not None
+        and is_far_behind(store.vector, theirs, rows_min=snapshot_rows_min)
+    ):
+        return need_snapshot(store, origin, "most of what there is, is missing here")
     cursor: PullCursor | None = None
     told = request.stable
     while True:
@@ -102,6 +119,13 @@ def _chunk(reader: Reader, *, theirs: VersionVector, after: PullCursor | None) -
     return reader.rows_missing_from(theirs, rows_max=CHUNK_ROWS_MAX, after=after), reader.stable()
 
 
+def need_snapshot(store: Store, origin: Origin, reason: str) -> bytes:
+    """The answer to a pull that rows cannot or should not serve."""
+    nothing = VersionVector().to_wire()
+    end = PullEnd(encode_rows([]), nothing, store.vector.head(origin), store.physical_ms(), need_snapshot=reason)
+    return msgspec.msgpack.encode(end)
+
+
 class Puller:
     """Pulls from peers that are known to be ahead, a few at a time, each peer with a back-off of its own."""
 
@@ -116,11 +140,14 @@ class Puller:
         on_started: Callable[[], int],
         on_answered: Callable[[], None],
         on_finished: Callable[[int], None],
+        may_snapshot: Callable[[], bool],
+        on_snapshot_needed: Callable[[str, str], None],
     ) -> None:
         """A peer that did not answer is tried again while `is_there` says that it should.
 
         `on_started` gives a token that `on_finished` gets back, `on_answered` is called at every part in between:
-        that is how the gate hears of a pull.
+        that is how the gate hears of a pull. A peer that points to its snapshot instead, with the reason, is told to
+        `on_snapshot_needed`; `may_snapshot` says whether it should when rows would do.
         """
         self._env = env
         self._store = store
@@ -130,6 +157,8 @@ class Puller:
         self._on_started = on_started
         self._on_answered = on_answered
         self._on_finished = on_finished
+        self._may_snapshot = may_snapshot
+        self._on_snapshot_needed = on_snapshot_needed
         self._wanted: dict[str, float] = {}
         self._failures: dict[str, int] = {}
         self._active: set[str] = set()
@@ -213,7 +242,9 @@ class Puller:
         origin = self._store.origin
         copy = None if not afresh else Copy(self._store)
         vector = self._store.vector if copy is None else VersionVector()
-        request = PullRequest(vector.to_wire(), (origin.node, origin.incarnation), self._store.stable.digest())
+        me = (origin.node, origin.incarnation)
+        may_snapshot = copy is None and self._may_snapshot()
+        request = PullRequest(vector.to_wire(), me, self._store.stable.digest(), may_snapshot)
         answer = await self._calls.call(
             address, "pull", msgspec.msgpack.encode(request), expect=node_id, on_part=apply_part
         )
@@ -227,6 +258,10 @@ class Puller:
             else:
                 await self._store.adopt(stable)
             return await self.pull(node_id, afresh=is_behind)
+        if end.need_snapshot:
+            self._on_answered()
+            self._on_snapshot_needed(node_id, end.need_snapshot)
+            return received
         if origin == self._store.origin and end.known_of_you > self._store.vector.head(origin):
             # Somebody was told more by us than we remember: our disk lost a tail. Those numbers must never be reused.
             await self._store.mint_origin(f"{node_id} knows more of this node than its own database does")

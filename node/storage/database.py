@@ -11,6 +11,11 @@ from mesh.errors import ConfigError
 APPLICATION_ID = 0x524D4553
 """`RMES` in the file's header: no other program's database is taken for ours, nor ours for theirs."""
 
+META_ORIGIN = "engine.origin"
+META_HLC = "engine.hlc"
+META_CLEAN = "engine.clean"
+"""Names in `meta`: which origin is this node's own, its last stamp, and whether it was left in order."""
+
 BUSY_TIMEOUT_MS = 5_000
 """Our own two connections never wait long for each other; a backup tool might hold a lock for a moment."""
 STATEMENT_CACHE = 256
@@ -33,6 +38,14 @@ DISK_ERRORS = (
     apsw.NoMemError,
 )
 """What says that the database cannot be reached or trusted now. Everything else that apsw raises is a bug of ours."""
+
+DAMAGE = (apsw.CorruptError, apsw.NotADBError)
+"""Of these, what says that the file itself is broken."""
+
+
+class DamagedError(ConfigError):
+    """The database is no database any more, or not a sound one. It was left as it is."""
+
 
 # synchronous=FULL syncs the log at every commit: an acknowledged write survives a power cut. Checkpoints are explicit:
 # an automatic one runs inside COMMIT, and its failure would make the outcome of a good commit unknown.
@@ -71,7 +84,7 @@ def open_connection(path: Path, vfs: str, *, read_only: bool = False, exclusive:
         _assert_settings(connection)
     except DISK_ERRORS as error:
         connection.close(True)
-        raise ConfigError(unusable(path, error)) from None
+        raise unusable(path, error) from None
     except ConfigError:
         connection.close(True)
         raise
@@ -127,14 +140,16 @@ _SOUND = {
 """Errors that say nothing against the file itself: moving it away would only lose what its peers do not have."""
 
 
-def unusable(path: Path, detail: str | apsw.Error) -> str:
-    """What an operator is told when the database is damaged or not reachable."""
+def unusable(path: Path, detail: str | apsw.Error) -> ConfigError:
+    """What an operator is told when the database is not reachable; a DamagedError when it is damaged."""
     if isinstance(detail, apsw.IOError) and getattr(detail, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE:
         detail = apsw.FullError("no room for its index file")  # what a full disk is called before the first write
     remedy = next((text for kind, text in _SOUND.items() if isinstance(detail, kind)), None)
     if remedy is not None:
-        return f"the database {path} cannot be used ({detail}). Nothing was changed: {remedy}"
-    return (
-        f"the database {path} cannot be used ({detail}). Nothing was changed. If other nodes of this mesh live, move "
+        return ConfigError(f"the database {path} cannot be used ({detail}). Nothing was changed: {remedy}")
+    text = " ".join(str(detail).split())[:200]  # of a broken schema SQLite shows whole statements
+    kind = DamagedError if isinstance(detail, (str, *DAMAGE)) else ConfigError
+    return kind(
+        f"the database {path} cannot be used ({text}). Nothing was changed. If other nodes of this mesh live, move "
         "the file away and start again: the node copies everything from its peers. If not, restore a backup"
     )

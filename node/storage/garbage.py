@@ -86,14 +86,15 @@ def drop_unsent(ledger: Ledger, sent: Container[int], vector: VersionVector) -> 
             origin = ledger.origins.origin(oid)
             if row_name(sql.table.name, namespace, key) in sent:
                 continue
-            if vector.covers(origin, seq) or (origin.node == me and _is_orphan(ledger, sql, namespace, parent)):
+            if vector.covers(origin, seq) or (origin.node == me and is_orphan(ledger, sql, namespace, parent)):
                 _delete(ledger, sql, rowid, namespace, key)
                 count += 1
     ledger.rows.clear()
     return count
 
 
-def _is_orphan(ledger: Ledger, sql: TableSql, namespace: str, parent: str | None) -> bool:
+def is_orphan(ledger: Ledger, sql: TableSql, namespace: str, parent: str | None) -> bool:
+    """Whether a row belongs to one that is not here."""
     belongs_to = sql.table.parent
     if belongs_to is None or belongs_to.table not in ledger.tables or not parent:
         return False

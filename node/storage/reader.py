@@ -24,6 +24,7 @@ from mesh.tables import Value
 from mesh.version_vector import VersionVector
 from node.storage.origins import NO_ORIGIN, OriginTable
 from node.storage.schema import METADATA, TableSql
+from node.storage.vectors import load_vector
 
 META_STABLE = "engine.stable"
 
@@ -108,10 +109,7 @@ class Reader:
 
     def vector(self) -> VersionVector:
         """What this database has seen, as of this transaction."""
-        vector = VersionVector()
-        for oid, lo, hi in self._connection.execute("SELECT oid, lo, hi FROM vector ORDER BY oid, lo"):
-            vector.add(self._origins.origin(oid), lo, hi)
-        return vector
+        return load_vector(self._connection, self._origins)
 
     def stable(self) -> Stable:
         """What this database knows to be stable, as of this transaction."""

@@ -8,7 +8,7 @@ not undo it; every queue is bounded, and local commands go before the rows of pe
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
@@ -24,7 +24,8 @@ from mesh.stability import Stable, may_adopt
 from mesh.tables import Table
 from mesh.version_vector import VersionVector
 from node.env import Env
-from node.storage.database import DISK_ERRORS, open_connection
+from node.storage.adoption import prepare_copy, read_copy
+from node.storage.database import DAMAGE, DISK_ERRORS, DamagedError, open_connection
 from node.storage.garbage import COLLECT_ROWS_MAX
 from node.storage.migrate import Migration, load_migrations
 from node.storage.reader import Reader
@@ -76,17 +77,18 @@ class Store:
     ) -> None:
         """Without shared memory on its disk, it reads over the writing connection."""
         self._env = env
-        self._path = path
+        self.path = path
+        """The database's file."""
         self._single_connection = not env.disk.shared_memory
         self._tables = tuple(tables)
-        migrations = load_migrations() if migrations is None else migrations
-        self.schema = migrations[-1].version
+        self._migrations = load_migrations() if migrations is None else migrations
+        self.schema = self._migrations[-1].version
         """The newest migration of this release, which an open database has had."""
         self._writer = Writer(
             path,
             env.disk.vfs,
             self._tables,
-            migrations,
+            self._migrations,
             node_id=node_id,
             entropy=env.entropy,
             exclusive=self._single_connection,
@@ -94,6 +96,12 @@ class Store:
         self._hooks: dict[str, list[Hook]] = {}
         self._commit_callbacks: list[Callable[[Commit], None]] = []
         self._failed_callbacks: list[Callable[[bool], None]] = []
+        self._replaced_callbacks: list[Callable[[], Awaitable[None]]] = []
+        self._exchange = trio.Lock()
+        """Held by whoever commits a batch or exchanges the database: never both at once."""
+        self._copies = 0
+        self._copied = trio.Event()
+        self._readable = trio.Event()
         self._local: deque[Request] = deque()
         self._remote: deque[Request] = deque()
         self._remote_rows = 0
@@ -104,6 +112,7 @@ class Store:
         self._last_commit_s = 0.0
         self._collected_under: Stable | None = None
         """What was known to be stable when the last garbage of that time went; None while some may be left."""
+        self._damage = ""
         self._reader_connection: apsw.Connection | None = None
         self.vector = VersionVector()
         """What the database has seen, as of the last commit that returned. Only read it; it changes in place."""
@@ -150,21 +159,31 @@ class Store:
         boot_id = self._env.disk.kernel_boot_id()
         now_ms = self.physical_ms()
         self.vector = await self._env.writer_thread.run(lambda: self._writer.open(self._hooks, boot_id, now_ms))
+        await self._open_reader()
+        self._accepting = True
+
+    async def _open_reader(self) -> None:
         if not self._single_connection:
             vfs = self._env.disk.vfs
             self._reader_connection = await self._env.reader_thread.run(
-                lambda: open_connection(self._path, vfs, read_only=True)
+                lambda: open_connection(self.path, vfs, read_only=True)
             )
-        self._accepting = True
+        self._readable.set()
+
+    async def _close_reader(self) -> None:
+        # Whoever began to read before ends first: calls keep their order on that thread.
+        self._readable = trio.Event()
+        reader, self._reader_connection = self._reader_connection, None
+        if reader is not None:
+            await self._env.reader_thread.run(lambda: reader.close(True))
 
     async def close(self) -> None:
         """Mark the database as left in order and close it. Call it after `run` ended."""
         self._accepting = False
         self._closed = True
         with trio.CancelScope(shield=True):
-            reader = self._reader_connection
-            if reader is not None:
-                await self._env.reader_thread.run(lambda: reader.close(True))
+            await self._close_reader()
+            self._readable.set()
             await self._env.writer_thread.run(self._writer.close)
 
     def abandon(self) -> None:
@@ -185,6 +204,99 @@ class Store:
         """Call this when the store becomes failed (True), and when it works again (False)."""
         self._failed_callbacks.append(callback)
 
+    def on_replaced(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Await this when another database took the place of ours, before anything is committed to it.
+
+        It holds every version that was current before, or one that beat it, and there is no `Commit` of what is new.
+        It may read, and must not write.
+        """
+        self._replaced_callbacks.append(callback)
+
+    async def copy_to(self, path: Path) -> None:
+        """Copy what is committed into a new file beside the database, see `node.storage.database_copy`.
+
+        Commits and reads go on between its steps. The file is whole when this returns. StoreError when the disk fails,
+        and a part of the file may then be left.
+        """
+        thread = self._env.writer_thread
+        async with self._exchange:
+            self._copies += 1
+        try:
+            copy = await thread.run(lambda: self._writer.begin_copy(path))
+            try:
+                while not await thread.run(copy.step):
+                    await trio.lowlevel.checkpoint()
+                await thread.run(copy.finish)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await thread.run(copy.abandon)
+                raise
+        except DISK_ERRORS as error:
+            raise StoreError(f"the database cannot be copied: {error}") from error
+        finally:
+            self._copies -= 1
+            self._copied.set()
+
+    async def prepare_copy(self, copy: Path, fn: Callable[[Reader, Reader], T]) -> T:
+        """Check a received copy, bring it up to this release, and return what `fn` reads in our database and in it.
+
+        ConfigError when it is damaged, of a newer release, no database of ours, or cannot be opened; StoreError when
+        the disk fails.
+        """
+        vfs, tables, now_ms = self._env.disk.vfs, self._tables, self.physical_ms()
+        migrations = self._migrations
+        await self._env.reader_thread.run(lambda: prepare_copy(copy, vfs, tables, migrations, now_ms=now_ms))
+        return await self.read(lambda ours: read_copy(copy, vfs, tables, lambda theirs: fn(ours, theirs)))
+
+    async def replace_database(self, copy: Path) -> None:
+        """Let a copy that `prepare_copy` found good take the database's place, once it knows all that ours does.
+
+        Commits and reads wait meanwhile. This node writes under a new origin afterwards. When it fails the old
+        database is in use again: ConfigError when the copy cannot be used, StoreError when the disk fails. When nothing
+        can be opened any more, ConfigError, and `is_open` is False.
+        """
+        while True:
+            async with self._exchange:
+                if not self._copies:
+                    # As of a commit, its outcome is told before a cancellation is looked at.
+                    with trio.CancelScope(shield=True):
+                        await self._exchange_for(copy)
+                    return
+                self._copied = trio.Event()
+            await self._copied.wait()
+
+    async def _exchange_for(self, copy: Path) -> None:
+        await self._close_reader()
+        now_ms, disk = self.physical_ms(), self._env.disk
+        try:
+            self.vector = await self._env.writer_thread.run(lambda: self._writer.replace(copy, disk, now_ms))
+        finally:
+            if self._writer.is_open:
+                await self._open_reader()
+            else:
+                self._refuse_all()
+        for callback in self._replaced_callbacks:
+            await callback()
+
+    def _refuse_all(self) -> None:
+        self._accepting = False
+        waiting = [*self._local, *self._remote]
+        self._local.clear()
+        self._remote.clear()
+        for request in waiting:
+            request.error = UnavailableError("this node lost its database and is stopping: try another node")
+            request.wake()
+
+    @property
+    def is_restored(self) -> bool:
+        """Whether the database was found, when it was opened, to be an older one or another one than last time."""
+        return self._writer.is_restored
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a database in use."""
+        return self._writer.is_open
+
     def watch(self, table: str, hook: Callable[[Transaction, Row | None, Row], None]) -> None:
         """Call this inside the transaction for every version of this table that becomes current, local or merged.
 
@@ -195,13 +307,15 @@ class Store:
 
     async def read(self, fn: Callable[[Reader], T]) -> T:
         """The result of `fn` in one read transaction, on the reading thread. StoreError when the disk fails."""
-        ledger = self._writer.ledger
-        connection = self._reader_connection or ledger.connection
-        thread = self._env.writer_thread if self._reader_connection is None else self._env.reader_thread
+        if not self._readable.is_set():
+            await self._readable.wait()
+        thread = self._env.writer_thread if self._single_connection else self._env.reader_thread
 
         def in_transaction() -> T:
             if self._closed:
                 raise UnavailableError("this node has stopped: try another node")
+            ledger = self._writer.ledger
+            connection = self._reader_connection or ledger.connection
             connection.execute("BEGIN")
             try:
                 return fn(Reader(connection, ledger.tables, ledger.origins))
@@ -212,7 +326,13 @@ class Store:
         try:
             return await thread.run(in_transaction)
         except DISK_ERRORS as error:
+            if isinstance(error, DAMAGE):
+                self._note_damage(str(error))
             raise StoreError(f"the database cannot be read: {error}") from error
+
+    def _note_damage(self, damage: str) -> None:
+        self._damage = damage
+        self._work.set()
 
     async def write(self, fn: Callable[[Transaction], T], *, remote: bool = False, rows: int = 1) -> T:
         """Run `fn` in a transaction and return its result once that is durable.
@@ -250,7 +370,11 @@ class Store:
         return self.origin
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Commit what is waiting and keep the database in shape until cancelled; then commit what was accepted."""
+        """Commit what is waiting and keep the database in shape until cancelled; then commit what was accepted.
+
+        DamagedError when the file turns out to be broken: nothing more can be trusted to it, and the next start sets
+        it aside.
+        """
         async with trio.open_nursery() as nursery:
             task_status.started()
             nursery.start_soon(self._maintain)
@@ -260,6 +384,11 @@ class Store:
                     # The batch ends before a cancellation is looked at: its callers' outcome must be told.
                     with trio.CancelScope(shield=True):
                         await self._commit_waiting()
+                    if self._damage:
+                        raise DamagedError(
+                            f"the database {self.path} is damaged ({self._damage}), so this node ends: start it again, "
+                            "and it looks at the whole file"
+                        )
             finally:
                 self._accepting = False
                 with trio.CancelScope(shield=True):
@@ -267,6 +396,16 @@ class Store:
                         await self._commit_waiting()
 
     async def _commit_waiting(self) -> None:
+        try:
+            self._exchange.acquire_nowait()  # nearly always free; waiting for it would give away a turn of the loop
+        except trio.WouldBlock:
+            await self._exchange.acquire()
+        try:
+            await self._commit_next()
+        finally:
+            self._exchange.release()
+
+    async def _commit_next(self) -> None:
         batch = self._collect()
         if not self._local and not self._remote:
             self._work = trio.Event()
@@ -292,9 +431,11 @@ class Store:
         now_ms = self.physical_ms()
         try:
             batch = await self._env.writer_thread.run(lambda: self._writer.run_batch(requests, self.vector, now_ms))
-            self._last_commit_s = self._env.clock.monotonic()
+            if batch.committed:  # rumors that are no news must not put off the checkpoint for ever
+                self._last_commit_s = self._env.clock.monotonic()
             self._note_outcome(batch)
             self._publish(batch)
+            self._damage = self._damage or batch.damage
         except BaseException:
             for request in requests:
                 request.error = request.error or StoreError(

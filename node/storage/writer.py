@@ -13,25 +13,36 @@ from typing import Any
 
 import apsw
 
-from mesh.errors import ConfigError, StoreError
+from mesh.errors import StoreError
 from mesh.hlc import HybridClock
 from mesh.ids import Origin
 from mesh.rows import Row
 from mesh.tables import Table
 from mesh.version_vector import VersionVector
+from node.env import Disk
 from node.storage import garbage
-from node.storage.database import APPLICATION_ID, DISK_ERRORS, open_connection, secure_log, unusable
+from node.storage.adoption import adopt
+from node.storage.database import (
+    APPLICATION_ID,
+    DAMAGE,
+    DISK_ERRORS,
+    META_CLEAN,
+    META_HLC,
+    META_ORIGIN,
+    open_connection,
+    secure_log,
+    unusable,
+)
+from node.storage.database_copy import DatabaseCopy, sync_file
 from node.storage.migrate import Migration, check_migrations
 from node.storage.origins import NO_ORIGIN, Marker, MarkerFile, OriginTable
 from node.storage.reader import Reader
 from node.storage.schema import table_sql
 from node.storage.schema_changes import upgrade
 from node.storage.transaction import Change, Hook, Ledger, Transaction
+from node.storage.vectors import load_vector, store_vector
 
-_META_ORIGIN = "engine.origin"
-_META_HLC = "engine.hlc"
 _META_BOOT = "engine.kernel-boot"
-_META_CLEAN = "engine.clean"
 _META_PROBE = "engine.probe"
 
 
@@ -60,6 +71,8 @@ class Batch:
     """The whole vector, when it was read again from the database after a failure."""
     failure: str = ""
     """Why the batch failed as a whole; empty when it did not."""
+    damage: str = ""
+    """What SQLite found wrong with the file, if that is why."""
     committed: bool = False
     """Whether something was written: a batch without a change succeeds on any disk."""
 
@@ -88,6 +101,9 @@ class Writer:
         self._marker = MarkerFile(path, vfs)
         self._must_reload = False
         self._connection: apsw.Connection | None = None
+        self.is_open = False
+        self.is_restored = False
+        """Whether the database was found to be older than what was last written here, or another one."""
         self.wal_pages = 0
         """Pages in the write-ahead log, as of the last commit."""
         self.is_dirty = False
@@ -98,7 +114,7 @@ class Writer:
         try:
             secure_log(self._path, self._vfs)
         except DISK_ERRORS as error:
-            raise ConfigError(unusable(self._path, error)) from None
+            raise unusable(self._path, error) from None
         connection = self._connection = open_connection(self._path, self._vfs, exclusive=self._exclusive)
         try:
             self._check(connection)
@@ -115,10 +131,12 @@ class Writer:
                 hooks=hooks,
                 now_ms=now_ms,
             )
-            return self._settle(kernel_boot_id)
+            vector = self._settle(kernel_boot_id)
+            self.is_open = True
+            return vector
         except DISK_ERRORS as error:
             connection.close(True)
-            raise ConfigError(unusable(self._path, error)) from None
+            raise unusable(self._path, error) from None
         except BaseException:
             connection.close(True)  # rolls back: nothing half-written
             raise
@@ -133,10 +151,10 @@ class Writer:
             return
         check_migrations(connection, self._migrations)
         # Only a process that ended badly can have left damage, and reading the whole file takes its time.
-        if connection.execute("SELECT value FROM meta WHERE name = ?", (_META_CLEAN,)).get != b"1":
+        if connection.execute("SELECT value FROM meta WHERE name = ?", (META_CLEAN,)).get != b"1":
             problem = connection.execute("PRAGMA quick_check(1)").get
             if problem != "ok":
-                raise ConfigError(unusable(self._path, str(problem).splitlines()[-1]))
+                raise unusable(self._path, str(problem).splitlines()[-1])
 
     def _settle(self, kernel_boot_id: str) -> VersionVector:
         # Who are we? The same as last time, unless the database may have forgotten what it once told others.
@@ -147,7 +165,7 @@ class Writer:
         if reason:
             self._mint(reason)
         self._set_meta(_META_BOOT, kernel_boot_id.encode())
-        self._set_meta(_META_CLEAN, b"0")
+        self._set_meta(META_CLEAN, b"0")
         ledger.connection.execute("COMMIT")
         if reason:
             self._write_marker()
@@ -163,10 +181,12 @@ class Writer:
             return "the node has another id"
         marker = self._marker.read()
         if marker is None or marker.incarnation != ledger.origin.incarnation:
+            self.is_restored = True
             return "the database was copied from elsewhere or restored"
         if vector.head(ledger.origin) < marker.head:
+            self.is_restored = True
             return "the database is older than this node's last state"
-        clean = self._get_meta(_META_CLEAN) == b"1"
+        clean = self._get_meta(META_CLEAN) == b"1"
         if not clean and self._get_meta(_META_BOOT) != kernel_boot_id.encode():
             # A killed process leaves its writes in the kernel; a kernel that went down may have taken some along.
             return "the host went down while the node ran"
@@ -179,7 +199,7 @@ class Writer:
         ledger.origin = Origin(self._node_id, incarnation)
         ledger.next_seq = 1
         oid = ledger.origins.intern(ledger.connection, ledger.origin)
-        self._set_meta(_META_ORIGIN, str(oid).encode())
+        self._set_meta(META_ORIGIN, str(oid).encode())
         self._set_meta("engine.origin-reason", reason.encode())
         ledger.count("origins_minted")
 
@@ -187,16 +207,14 @@ class Writer:
         # Read again what memory only mirrors.
         ledger = self.ledger
         ledger.origins.load(ledger.connection)
-        vector = VersionVector()
-        for oid, lo, hi in ledger.connection.execute("SELECT oid, lo, hi FROM vector ORDER BY oid, lo"):
-            vector.add(ledger.origins.origin(oid), lo, hi)
+        vector = load_vector(ledger.connection, ledger.origins)
         reader = Reader(ledger.connection, ledger.tables, ledger.origins)
         ledger.stable = reader.stable()
         ledger.has_tombstones = garbage.has_tombstones(ledger)
-        own = self._get_meta(_META_ORIGIN)
+        own = self._get_meta(META_ORIGIN)
         ledger.origin = ledger.origins.origin(int(own)) if own else NO_ORIGIN
         ledger.next_seq = vector.head(ledger.origin) + 1
-        stored_hlc = int(self._get_meta(_META_HLC) or b"0")
+        stored_hlc = int(self._get_meta(META_HLC) or b"0")
         if stored_hlc > ledger.hlc.last:
             ledger.hlc = HybridClock(stored_hlc)
         self._must_reload = False
@@ -225,7 +243,8 @@ class Writer:
             self._transact(requests, vector, batch)
         except DISK_ERRORS as error:
             failure = f"{type(error).__name__}: {error}"
-            return self._fail(requests, failure, batch.reloaded)
+            damage = str(error) if isinstance(error, DAMAGE) else ""
+            return self._fail(requests, failure, batch.reloaded, damage)
         except BaseException:
             self._roll_back()
             raise
@@ -250,10 +269,10 @@ class Writer:
         if ledger.connection.total_changes() == changes_before and not batch.seen.origins():
             execute("ROLLBACK")  # nothing to make durable: no write without a change
             return
-        self._store_vector(vector, batch.seen)
+        store_vector(ledger.connection, ledger.origins, vector, batch.seen)
         if batch.written:
             # Stamps must go on rising after a restart on a host whose clock begins in 1970.
-            self._set_meta(_META_HLC, str(ledger.hlc.last).encode())
+            self._set_meta(META_HLC, str(ledger.hlc.last).encode())
         execute("COMMIT")
         batch.committed = True
         ledger.count("commits")
@@ -290,25 +309,7 @@ class Writer:
         batch.changes.extend(changes)
         batch.seen.join(seen)
 
-    def _store_vector(self, vector: VersionVector, seen: VersionVector) -> None:
-        # Only ranges that changed are written: mostly one row, whose end moved.
-        ledger = self.ledger
-        for origin in seen.origins():
-            old = vector.ranges(origin)
-            grown = VersionVector({origin: old})
-            for lo, hi in seen.ranges(origin):
-                grown.add(origin, lo, hi)
-            new = dict(grown.ranges(origin))
-            oid = ledger.origins.intern(ledger.connection, origin)
-            for lo, _ in old:
-                if lo not in new:
-                    ledger.connection.execute("DELETE FROM vector WHERE oid = ? AND lo = ?", (oid, lo))
-            known = dict(old)
-            for lo, hi in new.items():
-                if known.get(lo) != hi:
-                    ledger.connection.execute("INSERT OR REPLACE INTO vector VALUES (?, ?, ?)", (oid, lo, hi))
-
-    def _fail(self, requests: Sequence[Request], failure: str, reloaded: VersionVector | None) -> Batch:
+    def _fail(self, requests: Sequence[Request], failure: str, reloaded: VersionVector | None, damage: str) -> Batch:
         # After a failed COMMIT nobody knows whether it happened. What is on disk is the truth; ask it.
         self.ledger.count("commit_failures")
         for request in requests:
@@ -323,7 +324,7 @@ class Writer:
             reloaded = self._reload()
         except DISK_ERRORS:
             self.ledger.count("reload_failures")  # the next batch begins with another try
-        return Batch(failure=failure, reloaded=reloaded)
+        return Batch(failure=failure, reloaded=reloaded, damage=damage)
 
     def _roll_back(self) -> None:
         if self.ledger.connection.in_transaction:
@@ -354,13 +355,67 @@ class Writer:
             # An old marker is a lower bound still, and one that names another incarnation only makes a new origin.
             self.ledger.count("marker_failures")
 
+    def begin_copy(self, path: Path) -> DatabaseCopy:
+        """Begin a copy of what is committed, in a new file. Raises apsw errors."""
+        return DatabaseCopy(self.ledger.connection, path, self._vfs, self._tables)
+
+    def replace(self, copy: Path, disk: Disk, now_ms: int) -> VersionVector:
+        """Let a received copy take this database's place under a new origin, once it knows all that this one does.
+
+        Nothing else may have the database open. Returns the new vector. When it fails the old database is in use
+        again, whole: StoreError or ConfigError as of `adopt`, or StoreError when the disk fails. When not even that one
+        can be opened again, ConfigError, and `is_open` is False.
+
+        A power cut at any step leaves one of the two: until the rename the old one is complete without its log, which
+        is gone for good before, and from then on the new one, which was synced before.
+        """
+        ledger = self.ledger
+        if self._must_reload:
+            raise StoreError("the local store fails: its database is replaced when it works again")
+        ledger.now_ms = now_ms
+        try:
+            adopt(copy, self._vfs, ledger, self._tables)
+            sync_file(copy, self._vfs)
+            ledger.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            self.is_open = False
+            ledger.connection.close()
+            self._take_place(copy, disk)
+        except (*DISK_ERRORS, OSError) as error:
+            if self.is_open:
+                raise StoreError(f"the received database cannot be used ({error}): the old one stays") from error
+            self._reopen(disk.kernel_boot_id(), now_ms)
+            raise StoreError(f"the database cannot be replaced ({error}): the old one stays") from error
+        return self._reopen(disk.kernel_boot_id(), now_ms)
+
+    def _take_place(self, copy: Path, disk: Disk) -> None:
+        # Closing removed the log, or failed to move it into the database. Beside the new database it would be poison.
+        name = self._path.name
+        if disk.exists(f"{name}-wal"):
+            raise OSError("its log could not be moved into it")
+        disk.remove(f"{name}-shm")
+        disk.rename(copy.name, name)
+
+    def _reopen(self, kernel_boot_id: str, now_ms: int) -> VersionVector:
+        before = self.ledger
+        try:
+            before.connection.close(True)
+            vector = self.open(before.hooks, kernel_boot_id, now_ms)
+        except DISK_ERRORS as error:
+            raise unusable(self._path, error) from None
+        self.ledger.counters = before.counters
+        self.ledger.hlc = max(self.ledger.hlc, before.hlc, key=lambda clock: clock.last)
+        return vector
+
     def close(self) -> None:
         """Note that the database was left in order, and close it."""
         ledger = self.ledger
+        if not self.is_open:
+            return
+        self.is_open = False
         try:
             self._roll_back()
             if not self._must_reload:
-                self._set_meta(_META_CLEAN, b"1")
+                self._set_meta(META_CLEAN, b"1")
                 self.checkpoint()
         except DISK_ERRORS:
             ledger.count("commit_failures")  # the next start then checks what it finds

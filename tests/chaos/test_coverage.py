@@ -7,7 +7,16 @@ import json
 import pytest
 
 from chaos.coverage import POINTS, REQUIRED, Coverage
-from chaos.observations import HostEnded, Logged, RingInstalled, RunEnded, RunStarted, Sampled, SinkWrite
+from chaos.observations import (
+    DatabaseReplaced,
+    HostEnded,
+    Logged,
+    RingInstalled,
+    RunEnded,
+    RunStarted,
+    Sampled,
+    SinkWrite,
+)
 from mesh.ids import Origin
 from mesh.version_vector import VersionVector
 from tests.chaos.feeds import Feed, fence
@@ -43,6 +52,14 @@ def fails_in_numbers(feed: Feed) -> None:
 
 def conflicts(feed: Feed) -> None:
     feed.tell(Logged, "n0", level=40, text="identity conflict, nothing new is started here: …")
+
+
+def adopts_a_snapshot(feed: Feed) -> None:
+    feed.tell(DatabaseReplaced, "n0", origin=Origin("n0", 8))
+
+
+def sets_its_database_aside(feed: Feed) -> None:
+    feed.tell(Logged, "n0", level=30, text="… cannot be used. It is kept as x, and this node is filled by its peers")
 
 
 def store_fails_and_works(feed: Feed) -> None:
@@ -180,6 +197,8 @@ STORIES = [
     ("image-lost", dies(how="power-cut", is_lost=True)),
     ("origin-minted", dies(how="power-cut", incarnation=8)),
     ("start-refused", dies(how="refused")),
+    ("snapshot-adopted", adopts_a_snapshot),
+    ("database-set-aside", sets_its_database_aside),
     ("store-failed", store_fails_and_works),
     ("store-worked-again", store_fails_and_works),
     ("disk-error-answered", answers("task", error="StoreError")),

@@ -89,7 +89,7 @@ def test_defaults_are_filled_in_and_names_come_from_the_file():
         (RUN + '[[fault]]\nkind = "partition"\nat = 1\ngroups = [["n0"], ["n0", "n1"]]\n', 6, "n0 is on two sides"),
         (RUN + '[[fault]]\nkind = "one-way"\nat = 1\nnode = "n0"\nto = ["n0"]\n', 7, "on both sides"),
         (RUN + '[[fault]]\nkind = "one-way"\nat = 1\nnode = "n0"\n', 3, "needs `to`"),
-        (RUN + '[[fault]]\nkind = "bit-flip"\nat = 1\nnode = "n0"\n', 4, "bit-flip is pending"),
+        (RUN + '[[fault]]\nkind = "long-absence"\nat = 1\nnode = "n0"\n', 4, "long-absence is pending"),
         (
             'scale = "protocol"\n' + RUN + '[[fault]]\nkind = "wipe"\nat = 1\nnode = "n0"\n',
             5,

@@ -409,3 +409,33 @@ def test_counters_tell_what_was_done():
     disk = make_disk()
     every_kind_of_operation(disk)
     assert (disk.writes, disk.syncs, disk.bytes_written, disk.operations) == (1, 1, 4, 6)
+
+
+@pytest.mark.parametrize("image", ["drop", "subset", "torn"])
+def test_a_rename_happened_whole_or_not_at_all(image):
+    found = set()
+    for seed in range(40):
+        disk = make_disk()
+        put(disk, "f", b"old")
+        put(disk, "g", b"new")
+        disk.sync_names()
+        disk.rename("g", "f")
+        assert disk.files() == {"f": b"new"}
+        disk.power_cut(image, random.Random(seed))
+        found.add(tuple(sorted(disk.files().items())))
+    before, after = (("f", b"old"), ("g", b"new")), (("f", b"new"),)
+    assert found == ({before} if image == "drop" else {before, after})
+
+
+def test_a_rename_is_durable_after_a_sync_of_names_and_needs_a_file():
+    disk = make_disk()
+    put(disk, "g", b"new")
+    disk.rename("g", "f")
+    disk.sync_names()
+    disk.power_cut("drop", random.Random(1))
+    assert disk.files() == {"f": b"new"}
+    with fails(errno.ENOENT):
+        disk.rename("g", "f")
+    disk.read_only = True
+    with fails(errno.EROFS):
+        disk.rename("f", "g")

@@ -91,3 +91,18 @@ def test_shutting_it_makes_pulls_of_before_worthless():
 
     assert not gate.on_pull_finished(stale, 1.5)
     assert gate.on_pull_finished(gate.on_pull_started(), 2.0)
+
+
+def test_after_a_restore_only_a_pull_opens_it():
+    gate = Gate(dead_time_s=10, has_peers=True, now=0, is_restored=True)
+    assert all(not gate.check(now) for now in range(0, 100, 5))
+    assert gate.opens_at() is None
+    assert gate.on_pull_finished(gate.on_pull_started(), 100)
+    assert gate.check(101)
+    gate.shut(102)  # a later pause is one like any other
+    assert gate.opens_at() == 112
+    assert [gate.check(now) for now in (107, 112)] == [False, True]
+
+
+def test_a_restored_node_without_peers_is_open():
+    assert Gate(dead_time_s=10, has_peers=False, now=0, is_restored=True).check(0)

@@ -155,3 +155,9 @@ def test_a_vector_past_the_wire_limits_claims_less_and_never_more():
 
     assert received.missing_from(vector) == {A: [(2 * ORIGIN_RANGES_MAX + 1, 2 * ORIGIN_RANGES_MAX + 1)]}
     assert vector.missing_from(received) == {}
+
+
+def test_unbroken_ends_at_the_first_gap():
+    a, b, c = Origin("a", 1), Origin("b", 1), Origin("c", 1)
+    vector = VersionVector({a: [(1, 4), (6, 9)], b: [(2, 3)]})
+    assert [vector.unbroken(origin) for origin in (a, b, c)] == [4, 0, 0]

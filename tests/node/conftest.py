@@ -95,6 +95,15 @@ class TestDisk:
     def kernel_boot_id(self) -> str:
         return self.boot_id
 
+    def exists(self, name: str) -> bool:
+        return (self.root / name).exists()
+
+    def rename(self, name: str, new_name: str) -> None:
+        (self.root / name).rename(self.root / new_name)
+
+    def remove(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
 
 @dataclass
 class StoreWorld:

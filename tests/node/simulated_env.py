@@ -151,6 +151,15 @@ class HostDisk:
     def kernel_boot_id(self) -> str:
         return "kernel-1"
 
+    def exists(self, name: str) -> bool:
+        return (self.root / name).exists()
+
+    def rename(self, name: str, new_name: str) -> None:
+        (self.root / name).rename(self.root / new_name)
+
+    def remove(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
 
 class HostSocket:
     """One host's UDP socket."""
@@ -422,6 +431,7 @@ class Host:
     settings: Settings
     wall_offset_s: float = 0.0
     enrolment: int = 1
+    start_alone: bool = False
     jobs: list[Job] = field(default_factory=list)
     """Attempts started in any life of this host."""
     results: list[Row] = field(default_factory=list)
@@ -536,6 +546,7 @@ class Host:
             slots=self.slots,
             version="1.0-test",
             settings=self.settings,
+            start_alone=self.start_alone,
         )
 
     def _config(self) -> NodeConfig:
@@ -553,7 +564,7 @@ class Host:
             slots=self.slots,
             profile="local",
             log_format="text",
-            start_alone=False,
+            start_alone=self.start_alone,
             settings=self.settings,
         )
 

@@ -285,7 +285,7 @@ async def test_ownership_events_are_newest_first_and_can_be_limited(world, autoj
         ("ownership-events", {"limit": 5001}, "limit must be a whole number from 1 to 5000"),
         ("ownership-events", {"sinceHours": 0}, "sinceHours must be a whole number"),
         ("mesh-recover", {"limit": True}, "limit must be a whole number"),
-        ("frobnicate", {}, "unknown command 'frobnicate': this node knows agents, cancel"),
+        ("frobnicate", {}, "unknown command 'frobnicate': this node knows agents, bootstrap-from, cancel"),
     ],
 )
 async def test_a_bad_argument_is_one_clear_refusal_and_nothing_happens(world, autojump_clock, command, args, message):
@@ -367,3 +367,22 @@ def test_arguments_read_their_types():
     assert args.text("absent", "default") == "default"
     assert args.optional_text("none") is None
     assert args.one_of("absent", ("p", "q"), "q") == "q"
+
+
+async def test_a_node_can_be_filled_by_a_peer_that_is_named(world, autojump_clock):
+    a, b = world.host("a"), world.host("b")
+    await world.up()
+    task_id = await b.submit(input="x")
+    await a.wait(task_id)
+    before = a.node.store.origin
+    assert (await a.admin("bootstrap-from", peer="b"))["from"] == "b"
+    with pytest.raises(ConflictError, match="being filled already"):
+        await a.admin("bootstrap-from", peer="b")
+    await world.until(lambda: a.node.bootstrap.adopted_total)
+    assert a.node.store.origin != before
+    assert (await a.wait(task_id))["status"] == "SUCCESS"
+    assert (await a.wait(await a.submit(input="y")))["status"] == "SUCCESS"
+    await world.until(world.agree)
+    assert (await a.admin("health"))["bootstrap"] is None
+    with pytest.raises(NotFoundError, match="c is no peer that can be reached from here: ALIVE are b"):
+        await a.admin("bootstrap-from", peer="c")

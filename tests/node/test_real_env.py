@@ -149,3 +149,16 @@ async def test_an_environment_has_its_own_randomness_and_threads(tmp_path):
         for env in (one, two):
             env.writer_thread.close()
             env.reader_thread.close()
+
+
+def test_a_file_is_renamed_over_another_one_and_removed(tmp_path):
+    disk = LocalDisk(tmp_path)
+    (tmp_path / "old").write_bytes(b"old")
+    (tmp_path / "new").write_bytes(b"new")
+    disk.rename("new", "old")
+    assert ((tmp_path / "old").read_bytes(), disk.exists("new"), disk.exists("old")) == (b"new", False, True)
+    disk.remove("old")
+    disk.remove("old")
+    assert not disk.exists("old")
+    with pytest.raises(OSError, match="No such file"):
+        disk.rename("old", "new")

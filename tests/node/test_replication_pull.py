@@ -40,7 +40,7 @@ class Peer:
             self.parts += 1
             await on_part(part)
 
-        answer = await serve_pull(self.store, body, send)
+        answer = await serve_pull(self.store, body, send, snapshot_rows_min=10_000)
         if self.parts_max is not None:
             raise UnavailableError("the link broke before the last word")
         end = msgspec.msgpack.decode(answer, type=PullEnd)
@@ -58,6 +58,8 @@ def puller_of(store, calls, told: list[Any] | None = None, *, is_there=lambda _n
         on_started=lambda: told.append("started") or 7,
         on_answered=lambda: told.append("answered"),
         on_finished=told.append,
+        may_snapshot=lambda: False,
+        on_snapshot_needed=lambda _peer, reason: told.append(reason),
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import apsw
 import pytest
 import trio
 import trio.testing
 
-from mesh.errors import ConflictError, LimitError, UnavailableError
+from mesh.errors import ConflictError, LimitError, StoreError, UnavailableError
 from mesh.ids import Origin
+from node.storage.database import DamagedError
 from node.storage.store import (
     BATCH_REMOTE_ROWS_MAX,
     BATCH_REQUESTS_MAX,
@@ -319,3 +321,22 @@ async def test_the_vector_in_memory_is_the_stored_one(world):
             await store.write(put_note(f"k{lo}"))
             assert await store.read(lambda reader: reader.vector()) == store.vector
         assert store.vector.ranges(other) == [(1, 3), (5, 9)]
+
+
+async def test_a_store_whose_file_is_broken_ends_and_says_what_to_do(world, autojump_clock):
+    def break_down(_reader):
+        raise apsw.CorruptError("database disk image is malformed")
+
+    async def read_and_go_on() -> None:
+        async with world.opened() as store:
+            with pytest.raises(StoreError, match="malformed"):
+                await store.read(break_down)
+            await trio.sleep_forever()
+
+    with pytest.raises(BaseExceptionGroup) as ended:
+        await read_and_go_on()
+    damages, rest = ended.value.split(DamagedError)
+    assert rest is None
+    while isinstance(damages, BaseExceptionGroup):
+        damages = damages.exceptions[0]
+    assert "start it again" in str(damages)

@@ -24,6 +24,16 @@ FIELDS = {
     "store": {"concurrency", "submitsPerS", "p50Us", "p99Us", "cpuUs", "submitsPerCommit", "floorRowsPerS", "ratio"},
     "submits": {"clients", "submitsPerS", "p50Us", "p99Us", "nodeCpuUs", "clientCpuUs", "submitsPerCommit", "rssBytes"},
     "packets": {"kind", "perS", "cpuUs", "floorPerS", "ratio", "rows", "datagramBytes"},
+    "bootstrap": {
+        "rows",
+        "snapshotBytes",
+        "seconds",
+        "mbPerS",
+        "delayP50Ms",
+        "delayP99Ms",
+        "delayMaxMs",
+        "idleP99Ms",
+    },
     "idle": {
         "nodeId",
         "cpuPct",
@@ -117,6 +127,13 @@ def test_idle_watches_every_node(tmp_path, monkeypatch):
     results = run_json("idle", "--nodes", "2", "--seconds", "0.5", "--profile", "local", directory=tmp_path)["results"]
     assert [result["nodeId"] for result in results] == ["idle-1", "idle-2"]
     assert all(set(result) == FIELDS["idle"] for result in results)
+
+
+def test_bootstrap_fills_a_node_and_times_it(tmp_path):
+    (result,) = run_json("bootstrap", "--rows", "500", directory=tmp_path)["results"]
+    assert set(result) == FIELDS["bootstrap"]
+    assert result["rows"] == 500
+    assert result["snapshotBytes"] > 500 * 150
 
 
 def test_an_unknown_agent_or_directory_is_one_clear_line(tmp_path):

@@ -123,6 +123,7 @@ def test_without_a_command_the_help_is_shown(relaymesh):
 
 COMMANDS = (
     *(
+        "bootstrap-from",
         "submit",
         "submit-workflow",
         "task",

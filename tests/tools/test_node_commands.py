@@ -12,6 +12,7 @@ import pytest
         (["mesh-summary"], {}),
         (["agents"], {}),
         (["stats"], {}),
+        (["bootstrap-from", "node-b"], {"peer": "node-b"}),
         (["cluster-state"], {}),
         (["maintenance"], {}),
         (["mesh-recover", "--limit", "5"], {"limit": 5}),

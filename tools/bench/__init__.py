@@ -1,8 +1,8 @@
 """`relaymesh bench`: figures of this machine, printed as a table or, with --json, as one object. Not tests: nothing
 fails for being slow. Compare ratios within one run; a busy machine halves the rest.
 
-Each module measures one thing: `store`, `submits`, `packets`, `tasks`, `idle`. `load` is the clients, `machine` reads
-/proc, `report` prints.
+Each module measures one thing: `store`, `submits`, `packets`, `tasks`, `idle`, `bootstrap`. `load` is the clients,
+`machine` reads /proc, `report` prints.
 """
 
 from __future__ import annotations
@@ -134,3 +134,18 @@ def _idle(
     from tools.bench.idle import bench_idle
 
     _run(lambda scratch: bench_idle(scratch, nodes=nodes, seconds=seconds, profile=profile), directory, json=json)
+
+
+@app.command("bootstrap")
+def _bootstrap(
+    rows: Annotated[int, typer.Option(min=1, max=10_000_000, help="Rows of the donor.")] = 100_000,
+    directory: DirectoryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Fill an empty node by a snapshot.
+
+    Seconds and MB/s, and how late the donor is meanwhile.
+    """
+    from tools.bench.bootstrap import bench_bootstrap
+
+    _run(lambda scratch: bench_bootstrap(scratch, rows=rows), directory, json=json)
