@@ -392,6 +392,7 @@ class Node:
         """Make the queue anew from the rows of a database that took the place of ours."""
         while True:
             await self._queue_stale.wait()
+            self._queue_stale = trio.Event()
             try:
                 await self.ownership.announce(self.spec.labels, self.spec.slots, self.spec.version)
                 # A profile may have been current there that was put aside here, as one from the future.
@@ -399,8 +400,8 @@ class Node:
             except RelayMeshError as error:
                 log.warning("cannot make the queue anew yet: %s", error)
                 await self.env.clock.sleep(1.0)
+                self._queue_stale.set()
                 continue
-            self._queue_stale = trio.Event()
             self.runtime.wake(self.spec.slots)
 
     async def _verify_now_and_then(self) -> None:
