@@ -506,8 +506,15 @@ class Node:
         while True:
             await self._queue_stale.wait()
             self._queue_stale = trio.Event()
-            await self.ownership.announce(self.spec.labels, self.spec.slots, self.spec.version)
-            self.ownership.on_member_changed()
+            try:
+                await self.ownership.announce(self.spec.labels, self.spec.slots, self.spec.version)
+                # A profile may have been current there that was put aside here, as one from the future.
+                await self.ownership.read_profiles()
+            except RelayMeshError as error:
+                log.warning("cannot make the queue anew yet: %s", error)
+                await self.env.clock.sleep(1.0)
+                self._queue_stale.set()
+                continue
             self.runtime.wake(self.spec.slots)
 
     async def _verify_now_and_then(self) -> None:

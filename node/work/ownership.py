@@ -226,13 +226,17 @@ class Ownership:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled."""
-        for row in await self._store.read(lambda reader: reader.select("profiles", "namespace = ?", (MESH_NAMESPACE,))):
-            self._note_profile(row)
+        await self.read_profiles()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._take_loop)
             nursery.start_soon(self._place_loop)
             nursery.start_soon(self._ask_loop)
             task_status.started()
+
+    async def read_profiles(self) -> None:
+        """Learn who can run what from the rows as they are: at the start, and when no commit tells of what is new."""
+        for row in await self._store.read(lambda reader: reader.select("profiles", "namespace = ?", (MESH_NAMESPACE,))):
+            self._note_profile(row)
 
     def leave(self) -> None:
         """Take, place and ask for nothing any more: the node is stopping."""

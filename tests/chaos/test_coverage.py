@@ -158,6 +158,16 @@ def has_a_gap(feed: Feed) -> None:
     feed.tell(Sampled, "n0", memory_vector=vector, stored_vector=vector, sums={}, parked={}, levels={})
 
 
+def forgets(feed: Feed) -> None:
+    nothing = VersionVector()
+    fields = {"memory_vector": nothing, "stored_vector": nothing, "sums": {}, "parked": {}, "levels": {}}
+    feed.tell(Sampled, "n0", forgotten=3, **fields)
+
+
+def copies_everything(feed: Feed) -> None:
+    feed.tell(Logged, "n0", level=30, text="this node was away for too long to catch up by news: it copies all of n1")
+
+
 STORIES = [
     ("suspect-refuted", suspects),
     ("dead-returned", returns),
@@ -203,6 +213,8 @@ STORIES = [
     ("store-worked-again", store_fails_and_works),
     ("disk-error-answered", answers("task", error="StoreError")),
     ("vector-gap", has_a_gap),
+    ("rows-forgotten", forgets),
+    ("copied-whole", copies_everything),
     ("key-promoted", rotates),
     ("returned-by-certificate", rotates),
     ("old-work-after-restart", dies(how="kill")),

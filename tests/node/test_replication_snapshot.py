@@ -250,7 +250,7 @@ async def test_a_pull_points_to_a_snapshot_only_who_lacks_much_and_can_take_it(p
     async def send(part: bytes) -> None:
         parts.append(part)
 
-    request = PullRequest(VersionVector().to_wire(), ("node-b", 1), able)
+    request = PullRequest(VersionVector().to_wire(), ("node-b", 1), snapshots=able)
     answer = await serve_pull(pair.source, msgspec.msgpack.encode(request), send, snapshot_rows_min=rows_min)
     end = msgspec.msgpack.decode(answer, type=PullEnd)
     assert bool(end.need_snapshot) is pointed
