@@ -25,7 +25,14 @@ from mesh.errors import (
     UnavailableError,
 )
 from node.streams.rpc_messages import error_code
-from tools import chaos_commands, mesh_commands, node_commands, work_commands
+from tools import (
+    chaos_commands,
+    mesh_commands,
+    node_commands,
+    quarantine_commands,
+    replication_commands,
+    work_commands,
+)
 from tools.output import escape, print_json
 from tools.session import (
     EXIT_CONFLICT,
@@ -180,7 +187,9 @@ def _bench(ctx: typer.Context) -> int:
 
 work_commands.register(app)
 node_commands.register(app)
+replication_commands.register(app)
 app.add_typer(mesh_commands.mesh_app, name="mesh")
+app.add_typer(quarantine_commands.quarantine_app, name="quarantine")
 app.add_typer(chaos_commands.chaos_app, name="chaos")
 command(app, "demo", panel="Try")(_demo)
 # Every option after `bench` belongs to it, --help too.

@@ -16,6 +16,8 @@ from mesh.errors import ConfigError
 from mesh.ids import parse_namespace
 from node.admin.arguments import Arguments
 from node.admin.mesh_commands import MeshCommands
+from node.admin.quarantine_commands import QuarantineCommands
+from node.admin.replication_commands import ReplicationCommands
 from node.admin.work_commands import WorkCommands
 from node.config import NodeConfig
 from node.env import PeerIdentity
@@ -41,6 +43,8 @@ class AdminService:
         self._commands: Mapping[str, Command] = {
             **WorkCommands(node).commands(),
             **MeshCommands(node, config).commands(),
+            **QuarantineCommands(node).commands(),
+            **ReplicationCommands(node).commands(),
         }
 
     def names(self) -> list[str]:
