@@ -140,7 +140,9 @@ class _NodeCollector(Collector):
         divergence = sum(result.differing_ranges for result in node.verified.values())
         yield GaugeMetricFamily("relaymesh_divergence", "Differing ranges at the last comparisons", divergence)
         yield GaugeMetricFamily("relaymesh_store_failed", "1 while commits fail", int(node.store.failed))
-        parked = CounterMetricFamily("relaymesh_quarantined", "Row versions put aside since the start", labels=["reason"])
+        parked = CounterMetricFamily(
+            "relaymesh_quarantined", "Row versions put aside since the start", labels=["reason"]
+        )
         for event, count in sorted(node.store.counters().items()):
             if event.startswith(PARKED_COUNTER):
                 parked.add_metric([event.removeprefix(PARKED_COUNTER)], count)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -19,7 +19,7 @@ from mesh.row_codec import RowLimits, decode_rows
 from mesh.rows import Row
 from mesh.version_vector import VersionVector
 
-SCHEMA_VERSION = "relaymesh.replication.v2"
+SCHEMA_VERSION: Final = "relaymesh.replication.v2"
 ENVELOPE_BYTES_MAX = 16 << 20
 """The whole document: below what one message of a stream may carry, since it reaches a node in one."""
 CHUNKS_BYTES_MAX = 11 << 20
@@ -114,7 +114,9 @@ def open_envelope(authority: Authority, data: bytes) -> Opened:
     """What a document brings, or ConfigError with the reason; then nothing of it may be used."""
     envelope = _decoded(data)
     if envelope.cluster != authority.cluster.hex():
-        raise ConfigError(f"the envelope belongs to mesh {envelope.cluster[:16]}, this node to {authority.cluster.hex()}")
+        raise ConfigError(
+            f"the envelope belongs to mesh {envelope.cluster[:16]}, this node to {authority.cluster.hex()}"
+        )
     content = msgspec.json.encode(msgspec.structs.replace(envelope, digest="", signature=b""))
     if envelope.digest != _digest(content):
         raise ConfigError("the envelope was altered since it was written (its digest differs): copy the file again")

@@ -18,9 +18,7 @@ POISON = "node-b/0000000000000007/1"
 
 
 def foreign(table="steps", key="k", seq=1, hlc=1 << 40, namespace="default", **values):
-    return Row(
-        table=table, namespace=namespace, key=key, hlc=hlc, node=PEER.node, origin=PEER, seq=seq, values=values
-    )
+    return Row(table=table, namespace=namespace, key=key, hlc=hlc, node=PEER.node, origin=PEER, seq=seq, values=values)
 
 
 @pytest.fixture
@@ -40,14 +38,17 @@ async def test_a_poisoned_row_is_listed_and_shown_whole(a, autojump_clock):
 
     answer = await a.admin("quarantine-list")
     (entry,) = answer["rows"]
-    assert entry.items() >= {
-        "id": POISON,
-        "reason": "poison",
-        "table": "steps",
-        "key": "k",
-        "origin": "node-b",
-        "seq": 1,
-    }.items()
+    assert (
+        entry.items()
+        >= {
+            "id": POISON,
+            "reason": "poison",
+            "table": "steps",
+            "key": "k",
+            "origin": "node-b",
+            "seq": 1,
+        }.items()
+    )
     assert entry["ageMs"] >= 0
     assert answer["counts"] == {"poison": 1}
     assert (await a.admin("quarantine-list", reason="future-stamp"))["rows"] == []
@@ -70,9 +71,7 @@ async def test_a_row_that_is_still_poison_stays_with_its_reason_and_age(a, autoj
 
 async def test_a_row_whose_reason_is_gone_is_applied_by_a_retry(a, autojump_clock):
     future = (a.node.store.physical_ms() + DRIFT_MAX_MS + 600_000) << 16
-    row = foreign(
-        table="profiles", namespace="_mesh", key="node-b", hlc=future, slots=1, agents="[]", labels="{}"
-    )
+    row = foreign(table="profiles", namespace="_mesh", key="node-b", hlc=future, slots=1, agents="[]", labels="{}")
     assert await merge(a, row) == ["quarantined"]
     assert (await a.admin("quarantine-retry", id=POISON))["stays"]
 

@@ -19,8 +19,10 @@ from tests.node.simulated_env import simulated_world
 async def pair(tmp_path):
     """Two nodes of one mesh that never hear each other."""
     async with simulated_world(tmp_path) as world:
-        a, b = world.host("a", seeds=()), world.host("b", seeds=())
-        await world.up()
+        a, b = world.host("a"), world.host("b")
+        world.network.cut("a", "b")
+        await a.start()
+        await b.start()
         yield a, b
 
 
