@@ -26,6 +26,7 @@ from mesh.profiles import Profile
 from mesh.sealing import KeyRing
 from node.env import DatagramSocket, Env, PeerIdentity
 from node.gossip_loop import GossipLoop
+from node.replication import convergence
 from node.replication import verify as verification
 from node.replication.calls import decode
 from node.replication.pull import Puller, serve_pull
@@ -91,6 +92,7 @@ class Node:
         self.identity_conflict: str | None = None
         self.bundles_dropped = 0
         self.verified: dict[str, verification.VerifyResult] = {}
+        self.verified_at: dict[str, float] = {}
         self._stopping = False
 
     async def open(self) -> None:
@@ -349,7 +351,7 @@ class Node:
         except RelayMeshError as error:
             log.info("cannot compare replicas with %s: %s", peer, error)
             return None
-        self.verified[peer] = result
+        self.verified[peer], self.verified_at[peer] = result, self.env.clock.monotonic()
         return result
 
     # --- verbs of peers ---
@@ -358,6 +360,7 @@ class Node:
         everyone = ("node", "operator", "local")
         return {
             "probe": Verb(self.loop.handle_probe),
+            "vector": Verb(lambda _peer, _body, _send: convergence.serve_vector(self.store)),
             "pull": Verb(self._handle_pull, concurrent_max=8),
             "sync": Verb(self._handle_sync, concurrent_max=32),
             "verify": Verb(lambda _peer, body, _send: verification.serve_verify(self.store, body), concurrent_max=2),

@@ -18,6 +18,9 @@ InFile = Annotated[
 ]
 
 
+_PEER_COLUMNS = ("nodeId", "missingHere", "missingThere", "lastPullAgeMs", "lastVerifyAgeMs", "clockOffsetMs", "error")
+
+
 class _Cursor(msgspec.Struct):
     """What `--since` needs of an envelope; whatever else is in the file is skipped."""
 
@@ -94,6 +97,19 @@ def _verify(session: Session, envelope: InFile) -> int:
     return EXIT_OK if answer["ok"] else EXIT_NEGATIVE
 
 
+def _convergence_report(session: Session) -> int:
+    """Compare the asked node's replica with every living peer's.
+
+    Counts row versions that one side has seen and the other has not. Exit 1 unless all agree.
+
+    \b
+    Example: relaymesh --root data convergence-report --json
+    """
+    answer = session.ask("convergence-report")
+    session.show(answer, columns=_PEER_COLUMNS)
+    return EXIT_OK if answer["converged"] else EXIT_NEGATIVE
+
+
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
@@ -116,4 +132,5 @@ _COMMANDS: dict[str, Command] = {
     "replication-export": _export,
     "replication-import": _import,
     "replication-verify": _verify,
+    "convergence-report": _convergence_report,
 }

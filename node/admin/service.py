@@ -15,6 +15,7 @@ import msgspec
 from mesh.errors import ConfigError
 from mesh.ids import parse_namespace
 from node.admin.arguments import Arguments
+from node.admin.convergence_commands import ConvergenceCommands
 from node.admin.mesh_commands import MeshCommands
 from node.admin.quarantine_commands import QuarantineCommands
 from node.admin.replication_commands import ReplicationCommands
@@ -44,6 +45,7 @@ class AdminService:
             **WorkCommands(node).commands(),
             **MeshCommands(node, config).commands(),
             **QuarantineCommands(node).commands(),
+            **ConvergenceCommands(node).commands(),
             **ReplicationCommands(node).commands(),
         }
 
