@@ -31,6 +31,7 @@ from tools import (
     node_commands,
     quarantine_commands,
     replication_commands,
+    schema_commands,
     work_commands,
 )
 from tools.output import escape, print_json
@@ -188,6 +189,7 @@ def _bench(ctx: typer.Context) -> int:
 work_commands.register(app)
 node_commands.register(app)
 replication_commands.register(app)
+schema_commands.register(app)
 app.add_typer(mesh_commands.mesh_app, name="mesh")
 app.add_typer(quarantine_commands.quarantine_app, name="quarantine")
 app.add_typer(chaos_commands.chaos_app, name="chaos")
