@@ -32,9 +32,11 @@ from node.replication.calls import decode
 from node.replication.pull import Puller, serve_pull
 from node.replication.push import Push
 from node.settings import Settings
+from node.storage.backup import RESTORED_META
 from node.storage.store import Commit, Store
 from node.storage.transaction import Transaction
 from node.streams.rpc import RpcPool, RpcServer, Verb
+from node.work import transitions
 from node.work.ownership import Ownership, OwnershipTiming
 from node.work.retries import RetryPolicy
 from node.work.runtime import RunLimits, Runtime
@@ -458,6 +460,11 @@ def _next_boot(tx: Transaction) -> int:
     """Count this start, durably, before anybody hears of it: records of lives are ordered by this number."""
     boot = _last_boot(tx) + 1
     tx.meta_set("boot", boot.to_bytes(8, "big"))
+    restored = tx.meta_get(RESTORED_META)
+    if restored is not None:
+        # Whatever was leased when the snapshot was made may have ended since: the mesh leases it anew.
+        transitions.bump_cluster_epoch(tx, reason=restored.decode("utf-8", "replace"), actor="restore")
+        tx.execute("DELETE FROM meta WHERE name = ?", (RESTORED_META,))
     return boot
 
 

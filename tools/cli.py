@@ -32,6 +32,7 @@ from tools import (
     quarantine_commands,
     replication_commands,
     schema_commands,
+    snapshot_commands,
     work_commands,
 )
 from tools.output import escape, print_json
@@ -190,6 +191,7 @@ work_commands.register(app)
 node_commands.register(app)
 replication_commands.register(app)
 schema_commands.register(app)
+snapshot_commands.register(app)
 app.add_typer(mesh_commands.mesh_app, name="mesh")
 app.add_typer(quarantine_commands.quarantine_app, name="quarantine")
 app.add_typer(chaos_commands.chaos_app, name="chaos")

@@ -10,6 +10,9 @@ import apsw
 from mesh.errors import ConfigError
 from node import durable_files
 
+RESTORED_META = "node.restored"
+"""Set in a restored database; the first start that sees it opens a new cluster epoch and takes it away."""
+
 
 def back_up(source: apsw.Connection, target: Path) -> None:
     """Copy the database behind `source` to `target` (mode 0600), durably; no file of this name when it failed.

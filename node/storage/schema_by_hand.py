@@ -48,7 +48,9 @@ def applied(root: Path) -> list[Applied]:
         rows = connection.execute(
             "SELECT version, description, checksum, applied_at_ms, success FROM schema_migrations ORDER BY version"
         )
-        return [Applied(*row[:4], row[4] != 0) for row in rows]
+        return [
+            Applied(version, text, checksum, at_ms, success != 0) for version, text, checksum, at_ms, success in rows
+        ]
     except apsw.SQLError as error:
         raise ConfigError(f"the database of {root} has no schema yet ({error}): start its node once") from None
     except DISK_ERRORS as error:
