@@ -1,8 +1,8 @@
 """A node's root in a folder, and back: what survives the loss of every disk.
 
 An export is consistent while the node runs, and lists a digest of each of its files; keys stay out unless they are
-asked for. An import checks everything before it writes, and makes a root that is no copy of the old one: its first start
-takes a new origin (the marker beside the database is never exported) and opens a new cluster epoch, never an older one.
+asked for. An import checks everything before it writes, and makes a root that is no copy of the old one: its first
+start takes a new origin (the marker beside the database is never exported) and opens a new cluster epoch.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import typer
 
 from mesh.errors import ConfigError
 from node import durable_files
-from node.replication.envelope import ENVELOPE_BYTES_MAX
 from tools.session import EXIT_NEGATIVE, EXIT_OK, Command, Session, command
 
 InFile = Annotated[
@@ -111,6 +110,8 @@ def _convergence_report(session: Session) -> int:
 
 
 def _read(path: Path) -> bytes:
+    from node.replication.envelope import ENVELOPE_BYTES_MAX  # loads cryptography
+
     try:
         with path.open("rb") as file:
             data = file.read(ENVELOPE_BYTES_MAX + 1)
