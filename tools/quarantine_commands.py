@@ -11,7 +11,7 @@ from tools.session import EXIT_NEGATIVE, EXIT_OK, Command, Session, command
 
 quarantine_app = typer.Typer(
     name="quarantine",
-    help="Look at rows that were put aside, and decide about them.",
+    help="Look at rows that were put aside.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -84,7 +84,9 @@ def _import(session: Session, envelope: InFile) -> int:
 
 
 def _verify(session: Session, envelope: InFile) -> int:
-    """Compare an envelope with the asked node; nothing changes.
+    """Compare an envelope with the asked node.
+
+    Nothing changes.
 
     Exit 1 when the node lacks rows of it, or has other content for one.
 
@@ -97,7 +99,7 @@ def _verify(session: Session, envelope: InFile) -> int:
 
 
 def _convergence_report(session: Session) -> int:
-    """Compare the asked node's replica with every living peer's.
+    """Compare the asked node's replica with its peers.
 
     Counts row versions that one side has seen and the other has not. Exit 1 unless all agree.
 

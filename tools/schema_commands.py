@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _migrations(session: Session) -> int:
-    """List the migrations that the database under --root ran.
+    """List the migrations that a database ran.
 
     \b
     Example: relaymesh --root data schema-migrations
@@ -45,7 +45,7 @@ def _rollback(
     session: Session,
     version: Annotated[int, typer.Option("--version", min=1, metavar="N", help="The last migration to keep.")],
 ) -> int:
-    """Take the database under --root back to an older schema.
+    """Take a database back to an older schema.
 
     The node must be stopped. A copy of the database as it was is left beside it. Install the older release before the
     next start: this one would migrate up again.

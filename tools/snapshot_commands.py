@@ -26,7 +26,9 @@ def _export(
         bool, typer.Option("--with-identity", help="Private keys, too: keep such a snapshot like the keys themselves.")
     ] = False,
 ) -> int:
-    """Copy the node under --root into a folder, while it runs or not.
+    """Copy the node under --root into a folder.
+
+    It may be running.
 
     \b
     Example: relaymesh --root data snapshot-export --out /backup/monday
