@@ -6,19 +6,16 @@ identity is needed for, is checked last. Every refusal is one line on standard e
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import IO
 
 import trio
 
@@ -34,6 +31,7 @@ from node.identity_files import Enrolment
 from node.node import Node, NodeSpec
 from node.real_env import make_env
 from node.reenrolment import Reenrolment
+from node.root_lock import root_lock
 from node.settings import changed_without_effect
 from node.streams.rpc import RpcServer
 from node.streams.tls import make_contexts
@@ -89,7 +87,7 @@ def run(config: NodeConfig) -> None:
     logs.set_up(config.log_format, config.node_id)
     for key in changed_without_effect(config.settings):
         log.warning("the setting %s has no effect in this release", key)
-    with _root_lock(config.root):
+    with root_lock(config.root):
         _check_ports(config)
         executor = ProcessExecutor(
             config.root,
@@ -128,26 +126,6 @@ def _first(group: BaseExceptionGroup[RelayMeshError]) -> RelayMeshError:
         error = error.exceptions[0]
     assert isinstance(error, RelayMeshError), error
     return error
-
-
-@contextmanager
-def _root_lock(root: Path) -> Iterator[None]:
-    """Hold the root for this process: two nodes on one database would be one identity twice."""
-    try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock: IO[str] = (root / "node.lock").open("a")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot use {root} as --root: {error.strerror}; give a directory that this user may write"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"another relaymesh-node runs on {root}: stop it, or give this one its own --root"
-            ) from error
-        yield
 
 
 def _check_ports(config: NodeConfig) -> None:

@@ -14,7 +14,9 @@ from prometheus_client.registry import Collector
 
 from mesh.membership import Status
 from node.node import Node
+from node.storage import quarantine
 from node.storage.reader import Reader
+from node.storage.transaction import PARKED_COUNTER
 from node.work import transitions
 from node.work.history import CONFLICTS
 from node.work.tables import PRIORITIES
@@ -54,6 +56,7 @@ def _count_stored(reader: Reader) -> StoredCounts:
         "steps": {str(status): int(count) for status, count in steps},
         "queue": {PRIORITIES[int(priority)]: int(count) for priority, count in queue},
         "conflicts": {str(action): int(count) for action, count in conflicts},
+        "quarantine": quarantine.counts(reader),
         "epoch": {"": transitions.cluster_epoch(reader)},
     }
 
@@ -154,6 +157,16 @@ class _NodeCollector(Collector):
         divergence = sum(result.differing_ranges for result in node.verified.values())
         yield GaugeMetricFamily("relaymesh_divergence", "Differing ranges at the last comparisons", divergence)
         yield GaugeMetricFamily("relaymesh_store_failed", "1 while commits fail", int(node.store.failed))
+        parked = CounterMetricFamily(
+            "relaymesh_quarantined", "Row versions put aside since the start", labels=["reason"]
+        )
+        for event, count in sorted(node.store.counters().items()):
+            if event.startswith(PARKED_COUNTER):
+                parked.add_metric([event.removeprefix(PARKED_COUNTER)], count)
+        yield parked
+        yield _by(
+            "relaymesh_quarantine_rows", "Row versions that lie in quarantine", "reason", self._stored["quarantine"]
+        )
         store = CounterMetricFamily("relaymesh_store_events", "What the store counted", labels=["event"])
         for event, count in sorted(node.store.counters().items()):
             store.add_metric([event], count)

@@ -29,6 +29,7 @@ from mesh.sealing import KeyRing
 from mesh.tables import Table
 from node.env import DatagramSocket, Env, PeerIdentity
 from node.gossip_loop import GossipLoop
+from node.replication import convergence
 from node.replication import verify as verification
 from node.replication.bootstrap import Bootstrap
 from node.replication.calls import decode
@@ -38,6 +39,7 @@ from node.replication.snapshot import SnapshotDonor
 from node.replication.stability_rounds import StabilityRounds, serve_vector
 from node.roster import Roster
 from node.settings import Settings
+from node.storage.backup import RESTORED_META
 from node.storage.database import DamagedError
 from node.storage.migrate import Migration
 from node.storage.set_aside import set_aside
@@ -47,6 +49,7 @@ from node.streams.guard import GuardedDialler, StreamGuard
 from node.streams.rpc import RpcPool, RpcServer, Verb
 from node.trust import Trust
 from node.trust_fetch import VERB, TrustFetch
+from node.work import transitions
 from node.work.own_rows import rows_to_hear
 from node.work.ownership import Ownership, OwnershipTiming
 from node.work.retention import Purger, Retention
@@ -128,6 +131,7 @@ class Node:
         self.bundles_dropped = 0
         self.started_at_ms = int(env.clock.wall() * 1000)
         self.verified: dict[str, verification.VerifyResult] = {}
+        self.verified_at: dict[str, float] = {}
         self._stopping = False
 
     async def open(self) -> None:
@@ -537,7 +541,7 @@ class Node:
         except RelayMeshError as error:
             log.info("cannot compare replicas with %s: %s", peer, error)
             return None
-        self.verified[peer] = result
+        self.verified[peer], self.verified_at[peer] = result, self.env.clock.monotonic()
         return result
 
     # --- verbs of peers ---
@@ -547,6 +551,7 @@ class Node:
         return {
             "probe": Verb(self.loop.handle_probe),
             VERB: Verb(self.trust.serve, concurrent_max=32),
+            "seen": Verb(lambda _peer, _body, _send: convergence.serve_vector(self.store)),
             "pull": Verb(self._handle_pull, concurrent_max=8),
             "snapshot-offer": Verb(lambda _peer, body, _send: self.donor.handle_offer(body), concurrent_max=8),
             "snapshot-chunk": Verb(lambda _peer, body, send: self.donor.handle_chunks(body, send), concurrent_max=2),
@@ -650,6 +655,11 @@ def _next_boot(tx: Transaction) -> int:
     """Count this start, durably, before anybody hears of it: records of lives are ordered by this number."""
     boot = _last_boot(tx) + 1
     tx.meta_set("boot", boot.to_bytes(8, "big"))
+    restored = tx.meta_get(RESTORED_META)
+    if restored is not None:
+        # Whatever was leased when the snapshot was made may have ended since: the mesh leases it anew.
+        transitions.bump_cluster_epoch(tx, reason=restored.decode("utf-8", "replace"), actor="restore")
+        tx.execute("DELETE FROM meta WHERE name = ?", (RESTORED_META,))
     return boot
 
 

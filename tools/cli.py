@@ -27,10 +27,14 @@ from mesh.errors import (
 from mesh.protocol import this_release
 from node.streams.rpc_messages import error_code
 from tools import (
+    bootstrap_commands,
     chaos_commands,
     garbage_commands,
     mesh_commands,
     node_commands,
+    quarantine_commands,
+    replication_commands,
+    schema_commands,
     snapshot_commands,
     trust_commands,
     upgrade_commands,
@@ -197,8 +201,12 @@ node_commands.register(app)
 garbage_commands.register(app)
 upgrade_commands.register(app)
 trust_commands.register(app, mesh_commands.mesh_app)
+replication_commands.register(app)
+schema_commands.register(app)
+bootstrap_commands.register(app)
 snapshot_commands.register(app)
 app.add_typer(mesh_commands.mesh_app, name="mesh")
+app.add_typer(quarantine_commands.quarantine_app, name="quarantine")
 app.add_typer(chaos_commands.chaos_app, name="chaos")
 command(app, "demo", panel="Try")(_demo)
 # Every option after `bench` belongs to it, --help too.

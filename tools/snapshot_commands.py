@@ -1,27 +1,88 @@
-"""Commands about snapshots: filling a node by a peer's database."""
+"""Commands that copy a node's root into a folder and make a new root of one: files of this host, no node is asked."""
 
 from __future__ import annotations
 
+import os
+import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tools.session import EXIT_OK, Session, command
+from mesh.errors import ConfigError
+from tools.session import EXIT_OK, Command, Session, command
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    command(app, "bootstrap-from", panel="Mesh")(_bootstrap_from)
+    for name, body in _COMMANDS.items():
+        command(app, name, panel="Mesh")(body)
 
 
-def _bootstrap_from(
-    session: Session, donor: Annotated[str, typer.Argument(metavar="PEER", help="Node id of the donor.")]
+def _export(
+    session: Session,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder for the snapshot.")],
+    with_identity: Annotated[
+        bool, typer.Option("--with-identity", help="Private keys, too: keep such a snapshot like the keys themselves.")
+    ] = False,
 ) -> int:
-    """Fill the asked node by a peer's database.
+    """Copy the node under --root into a folder.
 
-    Nodes that lack much do so by themselves. What only the asked node has is kept. For example:
+    It may be running.
 
-      relaymesh --root /var/lib/relaymesh bootstrap-from edge-2
+    \b
+    Example: relaymesh --root data snapshot-export --out /backup/monday
     """
-    session.show(session.ask("bootstrap-from", peer=donor))
+    from node import snapshots  # loads SQLite
+
+    manifest = snapshots.export(_root(session), out, with_identity=with_identity, now_ms=int(time.time() * 1000))
+    session.show(
+        {
+            "outputDir": str(out),
+            "fileCount": len(manifest.files),
+            "totalBytes": sum(entry.bytes for entry in manifest.files),
+            "schema": manifest.database_schema,
+            "withIdentity": with_identity,
+            "createdAtMs": manifest.created_at_ms,
+        }
+    )
     return EXIT_OK
+
+
+def _import(
+    session: Session,
+    source: Annotated[Path, typer.Option("--in", metavar="DIR", readable=False, help="A snapshot.")],
+) -> int:
+    """Make the new folder --root from a snapshot.
+
+    Every digest is checked before anything is written. The node's first start there takes a new origin and opens a new
+    cluster epoch. A snapshot without identity needs an enrolment at that start.
+
+    \b
+    Example: relaymesh --root data-new snapshot-import --in /backup/monday
+    """
+    from node import snapshots  # loads SQLite
+
+    root = _root(session)
+    manifest = snapshots.restore(source, root)
+    session.show(
+        {
+            "inputDir": str(source),
+            "root": str(root),
+            "restoredFiles": len(manifest.files),
+            "restoredBytes": sum(entry.bytes for entry in manifest.files),
+            "nodeId": manifest.node_id,
+            "snapshotCreatedAtMs": manifest.created_at_ms,
+        }
+    )
+    return EXIT_OK
+
+
+def _root(session: Session) -> Path:
+    root = session.choice.root or os.environ.get("RELAYMESH_ROOT")
+    if not root:
+        raise ConfigError("say whose folder: give --root DIR")
+    return Path(root)
+
+
+_COMMANDS: dict[str, Command] = {"snapshot-export": _export, "snapshot-import": _import}

@@ -15,8 +15,11 @@ import msgspec
 from mesh.errors import ConfigError
 from mesh.ids import parse_namespace
 from node.admin.arguments import Arguments
+from node.admin.convergence_commands import ConvergenceCommands
 from node.admin.garbage_commands import GarbageCommands
 from node.admin.mesh_commands import MeshCommands
+from node.admin.quarantine_commands import QuarantineCommands
+from node.admin.replication_commands import ReplicationCommands
 from node.admin.snapshot_commands import SnapshotCommands
 from node.admin.trust_commands import TrustCommands
 from node.admin.work_commands import WorkCommands
@@ -49,6 +52,9 @@ class AdminService:
             **GarbageCommands(node).commands(),
             **TrustCommands(node, config, reenrolment).commands(),
             **SnapshotCommands(node).commands(),
+            **QuarantineCommands(node).commands(),
+            **ConvergenceCommands(node).commands(),
+            **ReplicationCommands(node).commands(),
         }
 
     def names(self) -> list[str]:

@@ -164,6 +164,8 @@ class Puller:
         self._active: set[str] = set()
         self._offsets_ms: dict[str, int] = {}
         """How far each peer's time was ahead of ours when it last answered."""
+        self.pulled_at: dict[str, float] = {}
+        """When the last pull from each peer finished, on the boot-time clock."""
         self._wake = trio.Event()
         self.pulls_total = 0
         self.rows_total = 0
@@ -269,10 +271,15 @@ class Puller:
         received += len(rows)
         await self._apply(rows, end.stable, VersionVector.from_wire(end.vector), copy=copy)
         self._keep_time(node_id, end.physical_ms)
+        self.pulled_at[node_id] = self._env.clock.monotonic()
         self.pulls_total += 1
         self.rows_total += received
         self._on_finished(token)
         return received
+
+    def offset_ms(self, node_id: str) -> int | None:
+        """How far this peer's time was ahead of ours when it last answered a pull; None when it never did."""
+        return self._offsets_ms.get(node_id)
 
     def _keep_time(self, node_id: str, their_ms: int) -> None:
         """Compare clocks with a peer that just answered, and follow the host's date where the peers agree with it.

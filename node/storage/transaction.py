@@ -7,6 +7,7 @@ batch may still fail. Everything here runs on the writing thread.
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,6 +29,8 @@ from node.storage.origins import NO_ORIGIN, OriginTable
 from node.storage.reader import Reader, read_row
 from node.storage.schema import TableSql
 
+log = logging.getLogger(__name__)
+
 Hook = Callable[["Transaction", Row | None, Row], None]
 """Called with the version before (None for a new row) and the one that became current."""
 
@@ -35,6 +38,10 @@ HOOK_DEPTH_MAX = 8
 """Hooks that write rows call hooks; deeper than this they chase each other."""
 QUARANTINE_ROWS_MAX = 10_000
 """The oldest go first. What is lost by that, verification against a peer finds again."""
+PARKED_COUNTER = "parked."
+"""Prefix of the counters of what was put aside, one for each reason."""
+PARKED_TOLD_EVERY_MS = 60_000
+"""A flood of versions to put aside is one warning a minute for each reason; the counters have the rest."""
 ROWS_REMEMBERED_MAX = 4_096
 """Rows that a batch need not read twice. Beyond that it begins to remember anew."""
 META_RESERVED = "engine."
@@ -81,6 +88,8 @@ class Ledger:
     """What is known of all members' past. Replaced, never changed."""
     has_tombstones: bool = False
     """Whether there may be any. Without them, which is the normal case, a merge need not look for them."""
+    parked_told_ms: dict[str, int] = field(default_factory=dict)
+    """When the log last told of a version put aside, by reason."""
     rows: dict[tuple[str, str, str], tuple[int | None, Row | None]] = field(default_factory=dict)
     """Rows as the open transaction sees them, by table, namespace and key. Nobody else writes meanwhile. Emptied when
     the transaction ends, and whenever a part of it is undone."""
@@ -395,6 +404,8 @@ class Transaction(Reader):
     def _quarantine(self, row: Row, reason: str, detail: str) -> None:
         ledger = self._ledger
         ledger.count("rows_parked")
+        ledger.count(PARKED_COUNTER + reason)
+        self._tell_of_parked(row, reason, detail)
         if reason == REASON_FUTURE:
             ledger.future_parked = True
         oid = self._origins.intern(self._connection, row.origin)
@@ -419,3 +430,17 @@ class Transaction(Reader):
                 "DELETE FROM quarantine WHERE rowid IN (SELECT rowid FROM quarantine ORDER BY rowid LIMIT ?)", (excess,)
             )
             ledger.count("quarantine_dropped", excess)
+
+    def _tell_of_parked(self, row: Row, reason: str, detail: str) -> None:
+        told, now_ms = self._ledger.parked_told_ms, self._ledger.now_ms
+        last_ms = told.get(reason)
+        if last_ms is None or now_ms - last_ms >= PARKED_TOLD_EVERY_MS:
+            told[reason] = now_ms
+            log.warning(
+                "put a row of %s into quarantine (%s: %.200s), table %s, key %.200s; see `relaymesh quarantine list`",
+                row.node,
+                reason,
+                detail,
+                row.table,
+                row.key,
+            )

@@ -139,10 +139,15 @@ COMMANDS = (
     *("agents", "members", "mesh-summary", "health", "stats", "metrics"),
     *("ownership-events", "lease-conflicts", "cluster-state", "tls-status", "purge", "mesh-prune"),
     *("cluster-epoch-bump", "mesh-recover", "maintenance", "upgrade-rehearsal", "version", "demo"),
+    *("replication-export", "replication-import", "replication-verify", "convergence-report"),
+    *("schema-migrations", "schema-rollback", "snapshot-export", "snapshot-import", "bootstrap-from"),
 )
+QUARANTINE = [["quarantine", name] for name in ("list", "show", "retry", "drop")]
 
 
-@pytest.mark.parametrize("command", [[name] for name in COMMANDS] + [["mesh", "create"], ["mesh", "enroll"]])
+@pytest.mark.parametrize(
+    "command", [[name] for name in COMMANDS] + [["mesh", "create"], ["mesh", "enroll"], *QUARANTINE]
+)
 def test_every_command_has_help_that_says_what_each_option_is(relaymesh, command):
     ran = relaymesh(*command, "--help")
 
@@ -156,7 +161,13 @@ def test_the_list_of_commands_has_no_summary_that_is_cut_off(relaymesh):
     listing = relaymesh("--help").out.split("Commands:")[1]
 
     assert [line for line in listing.splitlines() if line.endswith("...")] == []
-    assert {line.split()[0] for line in listing.splitlines() if line} == {*COMMANDS, "bench", "chaos", "mesh"}
+    assert {line.split()[0] for line in listing.splitlines() if line} == {
+        *COMMANDS,
+        "bench",
+        "chaos",
+        "mesh",
+        "quarantine",
+    }
 
 
 def test_help_and_version_start_without_the_heavy_libraries():

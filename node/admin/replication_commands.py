@@ -1,0 +1,76 @@
+"""Commands that replicate by hand: a node's rows into a document, and a document into a node."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from mesh.errors import ConfigError, RecordError
+from mesh.identity import Authority
+from mesh.version_vector import VersionVector
+from node.admin.arguments import Arguments
+from node.node import Node
+from node.replication import by_hand
+from node.replication.envelope import ROWS_MAX, Opened, open_envelope
+
+
+class ReplicationCommands:
+    """The commands, on one node. Documents travel inside the request: no path is ever opened here."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._authority = Authority(node.spec.identity.ca_public_key)
+
+    def commands(self) -> dict[str, Callable[[Arguments], Awaitable[Any]]]:
+        """Every command by its name."""
+        return {
+            "replication-export": self._export,
+            "replication-import": self._import,
+            "replication-verify": self._verify,
+        }
+
+    async def _export(self, args: Arguments) -> dict[str, Any]:
+        limit = args.whole("limit", 10_000, smallest=1, largest=ROWS_MAX // 10)
+        try:
+            given = args.payload("since")
+            since = VersionVector.from_wire(given) if given else VersionVector()
+        except RecordError as error:
+            raise ConfigError(f"replication-export: since is no version vector: {error}") from None
+        document = await by_hand.export(self._node.store, self._node.spec.identity, since, rows_max=limit)
+        return {**_summary(open_envelope(self._authority, document)), "envelope": document}
+
+    async def _import(self, args: Arguments) -> dict[str, Any]:
+        opened = open_envelope(self._authority, args.payload("envelope"))
+        imported = await by_hand.import_opened(self._node.store, opened)
+        return {
+            **_summary(opened),
+            "applied": imported.outcomes.get("applied", 0),
+            "staleSkipped": imported.outcomes.get("stale", 0) + imported.outcomes.get("same", 0),
+            "quarantined": imported.outcomes.get("quarantined", 0),
+            "vectorJoined": imported.vector_joined,
+            "importLagMs": max(0, self._node.store.physical_ms() - opened.envelope.generated_at_ms),
+        }
+
+    async def _verify(self, args: Arguments) -> dict[str, Any]:
+        opened = open_envelope(self._authority, args.payload("envelope"))
+        compared = await by_hand.compare(self._node.store, opened)
+        return {
+            **_summary(opened),
+            **dataclasses.asdict(compared),
+            "ok": compared.missing == compared.differing == 0,
+            "importable": not self._node.store.vector.missing_from(opened.since),
+        }
+
+
+def _summary(opened: Opened) -> dict[str, Any]:
+    envelope = opened.envelope
+    return {
+        "schemaVersion": envelope.schema_version,
+        "sourceNodeId": envelope.source_node_id,
+        "sourceClusterEpoch": envelope.cluster_epoch,
+        "generatedAtMs": envelope.generated_at_ms,
+        "rows": opened.rows,
+        "counts": envelope.counts,
+        "complete": envelope.complete,
+    }

@@ -1,0 +1,48 @@
+"""How far this replica and each peer's are apart, as both sides say it now: counted in dots of their vectors.
+
+A dot that is missing here may turn out to be a version that was overwritten since; so the distance is at least the
+number of rows that a pull would bring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from mesh.ids import Address, Origin
+from mesh.version_vector import VersionVector
+from node.replication.calls import Caller, decode
+from node.storage.store import Store
+
+
+class VectorAnswer(msgspec.Struct, array_like=True):
+    """What the answering node has seen."""
+
+    vector: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """Dots that one side has seen and the other has not."""
+
+    missing_here: dict[Origin, int]
+    missing_there: dict[Origin, int]
+
+
+async def serve_vector(store: Store) -> bytes:
+    """Our vector, for a peer that wants to know how far it is from us."""
+    return msgspec.msgpack.encode(VectorAnswer(store.vector.to_wire()))
+
+
+async def distance(store: Store, calls: Caller, node_id: str, address: Address) -> Distance:
+    """Ask one peer and compare. Raises what the call raises; an older release that cannot answer is an error, too."""
+    answer = decode(await calls.call(address, "seen", b"", expect=node_id), VectorAnswer)
+    theirs = VersionVector.from_wire(answer.vector)
+    ours = store.vector
+    return Distance(_dots(ours, theirs), _dots(theirs, ours))
+
+
+def _dots(of: VersionVector, other: VersionVector) -> dict[Origin, int]:
+    missing = of.missing_from(other)
+    return {origin: sum(hi - lo + 1 for lo, hi in ranges) for origin, ranges in missing.items()}

@@ -1,0 +1,156 @@
+"""A node's root in a folder, and back: what survives the loss of every disk.
+
+An export is consistent while the node runs, and lists a digest of each of its files; keys stay out unless they are
+asked for. An import checks everything before it writes, and makes a root that is no copy of the old one: its first
+start takes a new origin (the marker beside the database is never exported) and opens a new cluster epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Annotated, Literal
+
+import apsw
+import msgspec
+
+from mesh.errors import ConfigError
+from node import durable_files, identity_files
+from node.storage.backup import RESTORED_META, back_up
+from node.storage.database import DISK_ERRORS, open_connection, unusable
+from node.storage.migrate import applied_version, check_migrations, load_migrations
+
+DATABASE = "relaymesh.db"
+SETTINGS = "relaymesh-settings.json"
+MANIFEST = "manifest.json"
+MANIFEST_BYTES_MAX = 1 << 16
+
+_READ_BYTES = 1 << 20
+_EXPORTED = (DATABASE, SETTINGS, identity_files.IDENTITY_FILE)
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of a snapshot. Only names that an export writes are accepted: no path leads elsewhere."""
+
+    name: Literal["relaymesh.db", "relaymesh-settings.json", "identity.json"]
+    bytes: _Count
+    blake2b: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a snapshot consists of."""
+
+    schema_version: Literal["relaymesh.snapshot.v2"] = "relaymesh.snapshot.v2"
+    created_at_ms: _Count
+    cluster: str
+    node_id: str
+    database_schema: _Count
+    files: Annotated[list[FileEntry], msgspec.Meta(min_length=1, max_length=len(_EXPORTED))]
+
+
+def export(root: Path, out: Path, *, with_identity: bool, now_ms: int) -> Manifest:
+    """Copy a root, whose node may be running, into the new folder `out`. ConfigError; `out` is then gone again."""
+    enrolment = identity_files.load(root)
+    if enrolment is None or not (root / DATABASE).exists():
+        raise ConfigError(f"{root} holds no node: give the --root of one that ran before")
+    try:
+        out.mkdir(mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"cannot make {out}: {error.strerror}; give --out a new folder") from None
+    try:
+        schema = _copy_database(root / DATABASE, out / DATABASE)
+        for name in (SETTINGS, *((identity_files.IDENTITY_FILE,) if with_identity else ())):
+            if (root / name).exists():
+                durable_files.write_new(out / name, (root / name).read_bytes())
+        manifest = Manifest(
+            created_at_ms=now_ms,
+            cluster=enrolment.identity().cluster.hex(),
+            node_id=enrolment.name,
+            database_schema=schema,
+            files=[_entry(out / name) for name in _EXPORTED if (out / name).exists()],
+        )
+        durable_files.write_new(out / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
+    except BaseException as error:
+        shutil.rmtree(out)
+        if isinstance(error, OSError):
+            raise ConfigError(f"cannot write the snapshot: {error.strerror}. Nothing was left") from None
+        raise
+    return manifest
+
+
+def restore(source: Path, root: Path) -> Manifest:
+    """Make the new folder `root` from a snapshot; ConfigError, and no root, when anything in it does not hold."""
+    manifest = check(source)
+    if root.exists() and any(root.iterdir()):
+        raise ConfigError(f"{root} is not empty: give --to a new folder. Nothing was changed")
+    staged = root.with_name(f".{root.name}.restoring")
+    try:
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(mode=0o700, parents=True)
+        for entry in manifest.files:
+            shutil.copyfile(source / entry.name, staged / entry.name)
+            (staged / entry.name).chmod(0o600)
+        _mark_restored(staged / DATABASE, manifest)
+        staged.rename(root)  # onto an empty folder, or none
+        durable_files.sync_directory(root.parent)
+    except OSError as error:
+        raise ConfigError(f"cannot make {root}: {error.strerror}. Nothing was left") from None
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return manifest
+
+
+def check(source: Path) -> Manifest:
+    """The manifest of a snapshot whose every file is as it was written, else ConfigError."""
+    try:
+        with (source / MANIFEST).open("rb") as file:
+            data = file.read(MANIFEST_BYTES_MAX + 1)
+        if len(data) > MANIFEST_BYTES_MAX:
+            raise ConfigError(f"{source / MANIFEST} is too large to be a manifest: give --in a snapshot")
+        manifest = msgspec.json.decode(data, type=Manifest)
+        if DATABASE not in [entry.name for entry in manifest.files]:
+            raise ConfigError(f"the snapshot {source} has no database: make it again")
+        for entry in manifest.files:
+            if (source / entry.name).is_symlink() or _entry(source / entry.name) != entry:
+                raise ConfigError(f"{source / entry.name} was altered since the snapshot was made: take another copy")
+    except OSError as error:
+        raise ConfigError(f"cannot read the snapshot {source}: {error.filename}: {error.strerror}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{source / MANIFEST} is no manifest of this release: {error}") from None
+    return manifest
+
+
+def _copy_database(source: Path, target: Path) -> int:
+    connection = open_connection(source, "", read_only=True)
+    try:
+        back_up(connection, target)
+        return applied_version(connection)
+    except DISK_ERRORS as error:
+        raise unusable(source, error) from None
+    finally:
+        connection.close()
+
+
+def _mark_restored(database: Path, manifest: Manifest) -> None:
+    try:
+        connection = open_connection(database, "")
+        try:
+            check_migrations(connection, load_migrations())
+            text = f"restored from a snapshot of {manifest.node_id}"
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (RESTORED_META, text.encode()))
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        finally:
+            connection.close()
+    except (*DISK_ERRORS, apsw.SQLError) as error:
+        raise unusable(database, str(error)) from None
+
+
+def _entry(path: Path) -> FileEntry:
+    digest = hashlib.blake2b(digest_size=32)
+    with path.open("rb") as file:
+        while part := file.read(_READ_BYTES):
+            digest.update(part)
+    assert path.name in _EXPORTED, path
+    return msgspec.convert({"name": path.name, "bytes": path.stat().st_size, "blake2b": digest.hexdigest()}, FileEntry)
