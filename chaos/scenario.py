@@ -87,6 +87,8 @@ class WorkloadSpec:
     """A share of submits asks for this many replicas before they are acknowledged."""
     poison_share: float = 0.0
     """Of submits, whose agent kills the whole host process that runs it."""
+    wait_share: float = 0.0
+    """Of submits, whose steps must never run in two places at once (`onPartition = wait`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,6 +75,9 @@ class Workload:
 
     async def _submit(self, draws: random.Random, host: str, key: str) -> None:
         args = self._definition(draws) | {"idempotencyKey": key}
+        if self._spec.wait_share and draws.random() < self._spec.wait_share:
+            for step in args["definition"]["steps"]:
+                step["onPartition"] = "wait"
         if self._spec.replicas and draws.random() < 0.3:
             args["replicas"] = self._spec.replicas
         other = self._host(draws)

@@ -85,6 +85,7 @@ STEPS = Table(
         Column("result", "blob"),
         Column("result_ref"),
         Column("last_error"),
+        Column("roster"),  # JSON list of node ids; set when the step must never run in two places (mesh.support)
     ),
 )
 

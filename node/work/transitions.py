@@ -75,11 +75,13 @@ def submit(
     key: str,
     definition: Definition,
     trace_id: str,
+    roster: Sequence[str] = (),
 ) -> Submitted:
     """Store a task and its steps, owned by this node.
 
     The same key and definition again is the same task. The same key with another definition is a ConflictError that
-    names the task which has the key; across a cut neither side can know, and then both tasks stay.
+    names the task which has the key; across a cut neither side can know, and then both tasks stay. `roster`: whose
+    majority must support whoever runs the steps that wait on a partition.
     """
     task_id = definition.task_id(namespace, key)
     existing = tx.get("tasks", namespace, task_id)
@@ -115,7 +117,7 @@ def submit(
     )
     dependents = definition.dependents()
     for position, step in enumerate(definition.steps):
-        _create_step(tx, namespace, task_id, position, step, dependents[step.name], me, generation, epoch)
+        _create_step(tx, namespace, task_id, position, step, dependents[step.name], me, generation, epoch, roster)
     return Submitted(task_id, False, trace_id)
 
 
@@ -129,6 +131,7 @@ def _create_step(
     me: str,
     task_generation: int,
     epoch: int,
+    roster: Sequence[str],
 ) -> None:
     key = step_id(task_id, step.name)
     base = tx.get("steps", namespace, key)
@@ -155,6 +158,7 @@ def _create_step(
             "labels": json.dumps(dict(step.labels), sort_keys=True) if step.labels else None,
             "created_hlc": tx.hlc,
             "task_generation": task_generation,
+            "roster": json.dumps(roster) if step.waits else None,
             "owner": me,
             **_FRESH,
         },
@@ -382,9 +386,18 @@ def requeue(tx: Transaction, claimed: Row, *, me: str, action: Action, why: str)
 
 
 def take_over(
-    tx: Transaction, step: Row, *, me: str, why: str, current_life: Callable[[str], int | None]
+    tx: Transaction,
+    step: Row,
+    *,
+    me: str,
+    why: str,
+    current_life: Callable[[str], int | None],
+    elected_at: int | None = None,
 ) -> Row | None:
-    """Become the owner of a step whose owner is gone; None when the row moved since `step` was read."""
+    """Become the owner of a step whose owner is gone; None when the row moved since `step` was read.
+
+    `elected_at`: the lease epoch at which the step's roster chose this node; without a roster it is the next one.
+    """
     current = tx.get("steps", step.namespace, step.key)
     if current is None or current.deleted or current.rank or current.text("owner") != step.text("owner"):
         return None
@@ -404,7 +417,15 @@ def take_over(
         was=current.text("status"),
         claimedAtMs=current.lease_hlc >> 16,
     )
-    return _own(tx, current, me, lost, was_running=was_running, poison=is_poison(lost, current_life))
+    return _own(
+        tx,
+        current,
+        me,
+        lost,
+        was_running=was_running,
+        poison=is_poison(lost, current_life),
+        lease_epoch=current.lease_epoch + 1 if elected_at is None else elected_at,
+    )
 
 
 def recover_own(tx: Transaction, step: Row, *, me: str, current_life: Callable[[str], int | None]) -> Row | None:
@@ -414,10 +435,28 @@ def recover_own(tx: Transaction, step: Row, *, me: str, current_life: Callable[[
         return None
     lost = [*lost_leases(current), LostLease(me, current.integer("claim_life"))][-LOST_KEPT_MAX:]
     record_lost(tx, current, me=me)
-    return _own(tx, current, me, lost, was_running=True, poison=is_poison(lost, current_life))
+    return _own(
+        tx,
+        current,
+        me,
+        lost,
+        was_running=True,
+        poison=is_poison(lost, current_life),
+        lease_epoch=current.lease_epoch + 1,
+    )
 
 
-def _own(tx: Transaction, step: Row, me: str, lost: Sequence[LostLease], *, was_running: bool, poison: bool) -> Row:
+def _own(
+    tx: Transaction,
+    step: Row,
+    me: str,
+    lost: Sequence[LostLease],
+    *,
+    was_running: bool,
+    poison: bool,
+    lease_epoch: int,
+) -> Row:
+    assert lease_epoch > step.lease_epoch, (lease_epoch, step.lease_epoch)
     # A lost lease is no failed attempt: its number is given back, and the step waits without a delay.
     status = Status.PENDING if was_running else step_status(step)
     values: dict[str, Value] = {
@@ -440,7 +479,7 @@ def _own(tx: Transaction, step: Row, me: str, lost: Sequence[LostLease], *, was_
         step.key,
         values,
         rank=rank,
-        lease_epoch=step.lease_epoch + 1,
+        lease_epoch=lease_epoch,
         open_lease=True,
         cluster_epoch=max(step.cluster_epoch, cluster_epoch(tx)),
     )
@@ -472,7 +511,8 @@ def queued_for(reader: Reader, offer: Offer, *, now_ms: int, limit: int) -> list
     if not names:
         return []
     found = reader.sql(
-        "SELECT namespace, step_id, agent FROM queue WHERE due_ms <= ? AND awaits IS NULL "
+        # A guarded step stays where its roster's support is being won: whoever had it next would wait for that anew.
+        "SELECT namespace, step_id, agent FROM queue WHERE due_ms <= ? AND awaits IS NULL AND guarded = 0 "
         f"AND agent IN ({','.join('?' * len(names))}) "
         "ORDER BY priority, enqueued_hlc LIMIT ?",
         (now_ms, *names, 4 * limit),
