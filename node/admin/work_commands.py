@@ -25,7 +25,6 @@ from node.work.definition import (
     Definition,
     Limits,
     StepDefinition,
-    check_roster,
     parse_labels,
     parse_partition_policy,
     parse_pin,
@@ -114,9 +113,8 @@ class WorkCommands:
         replicas = args.whole("replicas", 0, largest=100)
         replicas_timeout_ms = args.whole("replicasTimeoutMs", REPLICAS_TIMEOUT_MS, largest=600_000)
         self._check_agents(definition.agents())
-        roster = check_roster(definition, self._members())
         await self._admit(len(definition.steps))
-        trace_id = node.env.entropy(16).hex()
+        trace_id, members = node.env.entropy(16).hex(), self._members()
         submitted = await node.store.write(
             lambda tx: transitions.submit(
                 tx,
@@ -125,7 +123,7 @@ class WorkCommands:
                 key=key,
                 definition=definition,
                 trace_id=trace_id,
-                roster=roster,
+                members=members,
             )
         )
         replicated = await node.replicate(replicas, replicas_timeout_ms / 1000) if replicas else []

@@ -23,7 +23,7 @@ from node.env import Job, Outcome
 from node.storage.reader import Reader
 from node.storage.transaction import Transaction
 from node.work import history
-from node.work.definition import Definition, StepDefinition, step_id, task_ids
+from node.work.definition import Definition, StepDefinition, check_roster, step_id, task_ids
 from node.work.history import Action
 from node.work.payloads import load_payload, store_payload
 from node.work.retries import RetryPolicy
@@ -75,13 +75,13 @@ def submit(
     key: str,
     definition: Definition,
     trace_id: str,
-    roster: Sequence[str] = (),
+    members: Sequence[str] = (),
 ) -> Submitted:
     """Store a task and its steps, owned by this node.
 
     The same key and definition again is the same task. The same key with another definition is a ConflictError that
-    names the task which has the key; across a cut neither side can know, and then both tasks stay. `roster`: whose
-    majority must support whoever runs the steps that wait on a partition.
+    names the task which has the key; across a cut neither side can know, and then both tasks stay. `members`, of
+    the mesh, are the roster of the steps that wait on a partition; ConfigError when they are too few for that.
     """
     task_id = definition.task_id(namespace, key)
     existing = tx.get("tasks", namespace, task_id)
@@ -93,6 +93,7 @@ def submit(
             f"idempotency key {key!r} already belongs to task {rivals[0].key}, which asks for something else: "
             "use another key, or submit exactly the same definition to get that task"
         )
+    roster = check_roster(definition, members)
     epoch = cluster_epoch(tx)
     # Over a tombstone the task begins a new generation, the only thing that outranks a deletion.
     generation = existing.generation + 1 if existing is not None else 0
