@@ -16,8 +16,8 @@ MUTANTS = (
             Edit("mesh.support:Support.lapses_at", "needed = majority(roster)", "needed = majority(list(members))"),
             Edit(
                 "node.work.roster_support:RosterSupport._round",
-                "for member in asked if len(asked) >= majority(roster) else ():",
-                "for member in asked:",
+                "if len(asked) < majority(roster):",
+                "if False:",
             ),
         ),
     ),
@@ -64,8 +64,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "node.work.roster_support:RosterSupport._watch_lapses",
-                "if run.is_active and lapses_at <= now:",
-                "if False:",
+                "self.on_lapsed(run.step.key)",
+                "pass",
             ),
         ),
     ),

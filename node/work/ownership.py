@@ -474,9 +474,11 @@ class Ownership:
         if self._leaving or not self._runtime.gate_is_open() or peer.name not in self._view.placeable():
             return encode_rows([])
 
+        withheld = self._support.wanted()
+
         def give(tx: Transaction) -> list[Row]:
             want = max(0, min(request.want, OFFER_BATCH_MAX))  # to SQLite a negative limit is none
-            waiting = transitions.queued_for(tx, wants, now_ms=tx.now_ms, limit=2 * want)
+            waiting = transitions.queued_for(tx, wants, now_ms=tx.now_ms, limit=2 * want, withheld=withheld)
             # At most half of what waits, as work stealing does: two idle nodes must not pass steps to and fro.
             entries = waiting[: (len(waiting) + 1) // 2]
             return transitions.hand_over(tx, entries, me=self._me, to=peer.name, why="it had idle slots and asked")

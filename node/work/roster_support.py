@@ -128,6 +128,7 @@ class RosterSupport:
         """By step, until when this node does not stand again: its votes must lapse, for somebody else to win."""
         self._wake = trio.Event()
         self._lapse_wake = trio.Event()
+        self.may_start: Callable[[], bool] = lambda: True
         self.guarded_runs: Callable[[], Sequence[GuardedRun]] = lambda: ()
         self.on_gained: Callable[[], None] = lambda: None
         """Some step may now start, or be committed."""
@@ -147,6 +148,10 @@ class RosterSupport:
         """The ids of the steps with a roster that may start here now."""
         now = self._env.clock.monotonic()
         return [step for step, roster in self._wanted.copy().items() if now < self._support.lapses_at(step, roster)]
+
+    def wanted(self) -> frozenset[str]:
+        """The ids of the steps for which support is being asked."""
+        return frozenset(self._wanted)
 
     def why_not(self, step: Row) -> str:
         """What a step of this node lacks, as a sentence; empty when it lacks no support, or has no roster."""
@@ -203,9 +208,8 @@ class RosterSupport:
     async def _round(self) -> float:
         """Ask for all that is due to be asked for; returns in how many seconds to look again."""
         wanted = {run.step.key: roster_of(run.step) for run in self.guarded_runs()}
-        queued, due_s = await self._store.read(
-            partial(_queued, now_ms=self._store.physical_ms(), limit=self._queued_max)
-        )
+        limit = self._queued_max if self.may_start() else 0
+        queued, due_s = await self._store.read(partial(_queued, now_ms=self._store.physical_ms(), limit=limit))
         wanted |= {step.key: roster_of(step) for step in queued}
         now = self._env.clock.monotonic()
         self._wanted = wanted
@@ -218,7 +222,9 @@ class RosterSupport:
             roster = wanted[step]
             self._asked_at[step] = now
             asked = [member for member in roster if self._members.owner_state(member) is OwnerState.PRESENT]
-            for member in asked if len(asked) >= majority(roster) else ():
+            if len(asked) < majority(roster):
+                asked = [member for member in asked if member == self._holder.node]
+            for member in asked:
                 by_member.setdefault(member, []).append(step)
         with trio.move_on_after(self._self_fence_s / 2):
             async with trio.open_nursery() as nursery:

@@ -129,6 +129,7 @@ class Runtime:
         store.watch("payloads", queue.on_payload)
         store.watch("tasks", self._on_task)
         store.on_commit(self._on_commit)
+        support.may_start = lambda: self.paused is None and not self._stopping
         support.guarded_runs = self._guarded_runs
         support.on_gained = self._on_support_gained
         support.on_lapsed = self._on_support_lapsed

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -506,14 +506,18 @@ def hand_over(tx: Transaction, entries: Iterable[Queued], *, me: str, to: str, w
     return moved
 
 
-def queued_for(reader: Reader, offer: Offer, *, now_ms: int, limit: int) -> list[Queued]:
-    """Waiting entries of ours that a node with this offer could run, oldest first within their class."""
+def queued_for(
+    reader: Reader, offer: Offer, *, now_ms: int, limit: int, withheld: Collection[str] = ()
+) -> list[Queued]:
+    """Waiting entries of ours that a node with this offer could run, oldest first within their class.
+
+    `withheld`: steps that are kept, by id: their roster is asked to support us, and would let nobody else begin soon.
+    """
     names = sorted(offer.abilities)
     if not names:
         return []
     found = reader.sql(
-        # A guarded step stays where its roster's support is being won: whoever had it next would wait for that anew.
-        "SELECT namespace, step_id, agent FROM queue WHERE due_ms <= ? AND awaits IS NULL AND guarded = 0 "
+        "SELECT namespace, step_id, agent FROM queue WHERE due_ms <= ? AND awaits IS NULL "
         f"AND agent IN ({','.join('?' * len(names))}) "
         "ORDER BY priority, enqueued_hlc LIMIT ?",
         (now_ms, *names, 4 * limit),
@@ -522,7 +526,7 @@ def queued_for(reader: Reader, offer: Offer, *, now_ms: int, limit: int) -> list
     for row in found:
         entry = Queued(*row)
         step = reader.get("steps", entry.namespace, entry.step_id)
-        if step is not None and offer.misses(requirement_of(step)) is None:
+        if step is not None and entry.step_id not in withheld and offer.misses(requirement_of(step)) is None:
             chosen.append(entry)
         if len(chosen) == limit:
             break

@@ -125,7 +125,7 @@ class World(NamedTuple):
 
 OLD = 3
 """Ticks after which both times of a fence of two ticks are over."""
-IN_FLIGHT_MAX = 4
+IN_FLIGHT_MAX = 3
 
 
 def _aged(age: int | None) -> int | None:
