@@ -95,6 +95,11 @@ class Supporter:
         self._grants[work] = _Grant(holder, until)
         return True
 
+    def holder_of(self, work: str, now: float) -> str | None:
+        """The node that is supported for this work now, if any is."""
+        grant = self._grants.get(work)
+        return grant.holder.node if grant is not None and now < grant.until else None
+
     def forget_old(self, now: float) -> None:
         """Drop what no longer binds."""
         self._grants = {work: grant for work, grant in self._grants.items() if now < grant.until}

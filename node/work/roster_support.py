@@ -73,10 +73,14 @@ class VoteRequest(msgspec.Struct, array_like=True):
 
 
 class VoteAnswer(msgspec.Struct, array_like=True):
-    """The answer for one step, and the highest lease epoch that the voter knows somebody has or wants."""
+    """The answer for one step, and the highest lease epoch that the voter knows somebody has or wants.
+
+    `rival`: another taker has its vote, and may win if it is left alone.
+    """
 
     granted: bool
     epoch: int
+    rival: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +301,7 @@ class RosterSupport:
         standing = {step.key: step for step in steps if step.key not in self._elections and self._can_win(step)}
         wanted = {key: max(step.lease_epoch, self._epochs.get(key, 0)) + 1 for key, step in standing.items()}
         votes: dict[str, int] = dict.fromkeys(standing, 0)
+        rivals: dict[str, None] = {}
 
         async def ask(member: str, keys: list[str]) -> None:
             sent_at = self._env.clock.monotonic()
@@ -309,6 +314,7 @@ class RosterSupport:
                     self._support.heard(key, member, sent_at=sent_at)
                 else:
                     self._epochs[key] = max(self._epochs.get(key, 0), answer.epoch)
+                    rivals.update({key: None} if answer.rival else {})
 
         with trio.move_on_after(self._self_fence_s / 2):
             async with trio.open_nursery() as nursery:
@@ -317,8 +323,10 @@ class RosterSupport:
                     if self._members.owner_state(member) is OwnerState.PRESENT:
                         nursery.start_soon(ask, member, keys[:WORKS_MAX])
         won = {key: wanted[key] for key, step in standing.items() if votes[key] >= majority(roster_of(step))}
-        for key in standing.keys() - won.keys():
-            self._elections[key] = now + self._self_fence_s * self._rng.uniform(0.5, 2 * MARGIN)
+        for key in [key for key in standing if key not in won]:
+            # Most lost because not all hold the owner gone yet. Of two that share the votes one must let its own lapse.
+            patience = self._rng.uniform(0.5, 2 * MARGIN) if key in rivals else 1 / ASKS_PER_FENCE
+            self._elections[key] = now + self._self_fence_s * patience
         for key in won:
             self._epochs.pop(key, None)
         return won
@@ -354,7 +362,9 @@ class RosterSupport:
         answers: list[VoteAnswer] = []
         asked: list[tuple[int, str, Vote]] = []
         for (_, step_id, generation, epoch), row in zip(request.wanted, rows, strict=True):
-            answers.append(VoteAnswer(False, row.lease_epoch if row is not None else 0))
+            holder = self._supporter.holder_of(step_id, self._env.clock.monotonic())
+            is_rival = row is not None and holder not in (None, peer.name, row.text("owner"))
+            answers.append(VoteAnswer(False, row.lease_epoch if row is not None else 0, is_rival))
             vote = Vote(Ballot(generation, epoch), peer.name)
             # The support comes first: from here on this member supports nobody else, whatever its disk does.
             if self._is_vacant(row, vote) and self._supports(
@@ -364,7 +374,7 @@ class RosterSupport:
         if asked:
             votes = await self._store.write(partial(_record_votes, votes=[(step, vote) for _, step, vote in asked]))
             for (place, _, vote), stands in zip(asked, votes, strict=True):
-                answers[place] = VoteAnswer(stands == vote, stands.ballot.epoch)
+                answers[place] = VoteAnswer(stands == vote, stands.ballot.epoch, stands.taker != vote.taker)
         return msgspec.msgpack.encode(answers)
 
     def _is_vacant(self, step: Row | None, vote: Vote) -> bool:

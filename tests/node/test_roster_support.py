@@ -189,7 +189,7 @@ async def test_a_voter_that_started_anew_remembers_its_vote(world):
     await world.until(lambda: c.sees("a") == "DEAD")
     await trio.sleep(5)
 
-    assert await vote(c, "x", task_id, 7) == VoteAnswer(False, 7)
+    assert await vote(c, "x", task_id, 7) == VoteAnswer(False, 7, True)
     await trio.sleep(5)
     assert await vote(c, "b", task_id, 7) == VoteAnswer(True, 7)
     await trio.sleep(5)
