@@ -211,10 +211,11 @@ class RosterSupport:
 
     async def _round(self) -> float:
         """Ask for all that is due to be asked for; returns in how many seconds to look again."""
-        wanted = {run.step.key: roster_of(run.step) for run in self.guarded_runs()}
         limit = self._queued_max if self.may_start() else 0
         queued, due_s = await self._store.read(partial(_queued, now_ms=self._store.physical_ms(), limit=limit))
-        wanted |= {step.key: roster_of(step) for step in queued}
+        # The runs after the queue: a step that is claimed meanwhile must not be missing in both, and lose its support.
+        running = [run.step for run in self.guarded_runs()]
+        wanted = {step.key: roster_of(step) for step in [*running, *queued]}
         now = self._env.clock.monotonic()
         self._wanted = wanted
         self._support.keep_only(wanted)
