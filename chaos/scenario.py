@@ -89,6 +89,8 @@ class WorkloadSpec:
     """Of what clients do: delete tasks that ended a few seconds ago."""
     poison_share: float = 0.0
     """Of submits, whose agent kills the whole host process that runs it."""
+    wait_share: float = 0.0
+    """Of submits, whose steps must never run in two places at once (`onPartition = wait`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

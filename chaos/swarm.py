@@ -33,6 +33,8 @@ SETTLE_S = 150.0
 MENU_SHARE = (0.15, 0.6)
 """How much of the menu one scenario draws from."""
 SHORTEST_S = 0.3
+WAIT_SHARES = (0.0, 0.0, 0.3, 0.8)
+"""Of submits that ask for `onPartition = wait`: in half of the scenarios none."""
 CALM_S = 2.0
 """Between two faults of one process or disk: a host has time to come back."""
 
@@ -98,7 +100,11 @@ def draw(seed: int, *, nodes: tuple[int, int] = NODES) -> Scenario:
         ),
         clock=ClockSpec(skew_s=draws.choice([0.0, 0.5, 20.0]), drift_ppm=draws.choice([0.0, 100.0, 500.0])),
         disk=DiskSpec(latency_ms=draws.choice([0.2, 1.0, 3.0])),
-        workload=replace(_workload(draws), purge_share=stream(seed, "purges").choice(PURGE_SHARES)),
+        workload=replace(
+            _workload(draws),
+            purge_share=stream(seed, "purges").choice(PURGE_SHARES),
+            wait_share=stream(seed, "wait").choice(WAIT_SHARES),
+        ),
         settings={
             **draws.choice([SHORT_DWELL, SHORT_DWELL, {"suspectRecoverMinMs": 200, "deadRecoverMinMs": 5_000}]),
             "garbageIntervalMs": GARBAGE_INTERVAL_MS,

@@ -54,6 +54,7 @@ from node.work.own_rows import rows_to_hear
 from node.work.ownership import Ownership, OwnershipTiming
 from node.work.retention import Purger, Retention
 from node.work.retries import RetryPolicy
+from node.work.roster_support import RosterSupport
 from node.work.runtime import RunLimits, Runtime
 from node.work.tables import WORK_TABLES
 from node.work.work_queue import WorkQueue
@@ -194,6 +195,7 @@ class Node:
                 # The queue is made anew before the first claim: an agent of the last start may be gone.
                 await self.ownership.announce(self.spec.labels, self.spec.slots, self.spec.version)
                 await nursery.start(self.runtime.run)
+                await nursery.start(self.support.run)
                 await nursery.start(self.ownership.run)
                 await nursery.start(self.puller.run)
                 await nursery.start(self.loop.run)
@@ -254,7 +256,19 @@ class Node:
                 max_backoff_ms=spec.settings.max_backoff_ms,
             ),
         )
-        self.runtime = Runtime(env, self.store, self.gate, queue, me=spec.node_id, life=self.life, limits=limits)
+        self.support = RosterSupport(
+            env,
+            self.store,
+            self.loop,
+            self.calls,
+            me=spec.node_id,
+            self_fence_s=profile.dead_after_s(1),  # not of this mesh's size, on which members need not agree
+            queued_max=2 * spec.slots,
+            may_support=lambda: self.identity_conflict is None,
+        )
+        self.runtime = Runtime(
+            env, self.store, self.gate, queue, self.support, me=spec.node_id, life=self.life, limits=limits
+        )
         if not self.gate.is_open:
             self.runtime.on_gate_shut_at_start()
         timing = OwnershipTiming(tick_s=profile.gossip_interval_s, dead_time_s=dead_time_s)
@@ -263,6 +277,7 @@ class Node:
             self.store,
             self.runtime,
             queue,
+            self.support,
             self.loop,
             self.calls,
             me=spec.node_id,
@@ -419,6 +434,7 @@ class Node:
     def _on_member_changed(self, change: MemberChanged) -> None:
         self.gossip.set_vector_digest(self.store.vector.digest())  # kept up to date only while somebody may hear it
         self.ownership.on_member_changed()
+        self.support.on_member_changed()
         self._members_changed.set()
         self._standing_news.set()
         self.trust_fetch.look()
@@ -562,6 +578,8 @@ class Node:
             "rows": Verb(lambda _peer, body, _send: verification.serve_rows(self.store, body), concurrent_max=8),
             "offer": Verb(lambda peer, body, _send: self.ownership.handle_offer(peer, body)),
             "ask": Verb(lambda peer, body, _send: self.ownership.handle_ask(peer, body)),
+            "support": Verb(lambda peer, body, _send: self.support.handle_support(peer, body)),
+            "vote": Verb(lambda peer, body, _send: self.support.handle_vote(peer, body)),
             "admin": Verb(admin, roles=everyone, concurrent_max=512),
         }
 

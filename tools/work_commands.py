@@ -80,6 +80,10 @@ def _submit(
     timeout: Annotated[
         str | None, typer.Option("--timeout", metavar="TIME", help="Longest run of one attempt, like 500ms, 30s, 2h.")
     ] = None,
+    on_partition: Annotated[
+        Literal["takeover", "wait"],
+        typer.Option("--on-partition", help="wait: never in two places at once, even if that means not at all."),
+    ] = "takeover",
     wait: WaitOption = False,
     replicas: ReplicasOption = None,
     replicas_timeout: ReplicasTimeoutOption = "5s",
@@ -87,13 +91,15 @@ def _submit(
     """Give one piece of work to an agent.
 
     The node that answers has stored the task durably. With --replicas K the answer waits until K other nodes hold it
-    too; if they do not in time, the exit code is 1 and the task exists all the same.
+    too; if they do not in time, the exit code is 1 and the task exists all the same. With --on-partition wait it runs
+    only where a majority of the present members can be reached.
 
     \b
     Examples:
       relaymesh --root data submit --agent echo --input hello --wait
       relaymesh --root data submit --agent resize --input-file photo.json --label site=north --timeout 2m
       relaymesh --peer 10.0.0.2:18443 --identity me.enroll submit --agent bill --input 42 --idempotency-key order-42
+      relaymesh --root data submit --agent pump --input open --on-partition wait
     """
     answer = session.ask(
         "submit",
@@ -103,6 +109,7 @@ def _submit(
         idempotencyKey=idempotency_key or secrets.token_hex(16),
         node=node,
         labels=_parse_labels(label or []) or None,
+        onPartition=None if on_partition == "takeover" else on_partition,
         timeoutMs=None if timeout is None else parse_duration_ms(timeout, option="--timeout"),
         **_replica_args(replicas, replicas_timeout),
     )
@@ -125,7 +132,7 @@ def _submit_workflow(
     A workflow file:
       {"steps": [
         {"id": "fetch", "agent": "download", "input": "a.csv"},
-        {"id": "count", "agent": "words", "dependsOn": ["fetch"]}
+        {"id": "count", "agent": "words", "dependsOn": ["fetch"], "onPartition": "wait"}
       ]}
     """
     answer = session.ask(

@@ -42,6 +42,7 @@ from chaos.invariants.suspicions_end import SuspicionsEnd
 from chaos.invariants.takeover_justified import NothingTakenInFreeze, TakeoverJustified
 from chaos.invariants.tasks_end import TasksEndAsDefined
 from chaos.invariants.vectors_honest import EqualVectorsEqualReplicas, VectorsHonest
+from chaos.invariants.waiting_steps import WaitingStepsHaveOneTaker, WaitingStepsRunOnceAtATime
 from chaos.observations import Rest, Seen
 from chaos.runs import Violation
 from chaos.scenario import Scenario
@@ -82,6 +83,8 @@ ALL: Sequence[type[Promise]] = (
     ResultsComeFromRuns,
     RunsExplained,
     WritesChangeSomething,
+    WaitingStepsRunOnceAtATime,
+    WaitingStepsHaveOneTaker,
     # nodes
     NodesLiveOn,
     DatabasesSound,

@@ -43,12 +43,19 @@ class RefusalsExplained(Promise):
                 return seen.command not in ("submit", "submit-workflow")  # `node-knows-its-word` knows who must know
             case "ConflictError":
                 return seen.command == "replay"
+            case "ConfigError":
+                return "onPartition=wait" in seen.text and _knows_few(host)
             case "StoreError":
                 return host.is_unsure
             case "UnavailableError" | "":
                 return _is_in_trouble(host, asked_ms, seen.at_ms)
             case _:
                 return False
+
+
+def _knows_few(host: HostMirror) -> bool:
+    """Whether it knows fewer members than the roster of a waiting step needs."""
+    return len([name for name, thought in host.view.items() if thought.status != "LEFT" and name != host.node_id]) < 2
 
 
 def _is_in_trouble(host: HostMirror, asked_ms: float, now_ms: float) -> bool:

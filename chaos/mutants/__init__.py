@@ -8,13 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from chaos.mutants import membership, replication, storage, work
+from chaos.mutants import membership, replication, storage, waiting, work
 from chaos.mutants.mutant import Mutant
 
 __all__ = ["MUTANTS", "Mutant", "mutated"]
 
 MUTANTS: Mapping[str, Mutant] = {
-    mutant.name: mutant for mutant in (*work.MUTANTS, *membership.MUTANTS, *replication.MUTANTS, *storage.MUTANTS)
+    mutant.name: mutant
+    for mutant in (
+        *work.MUTANTS,
+        *waiting.MUTANTS,
+        *membership.MUTANTS,
+        *replication.MUTANTS,
+        *storage.MUTANTS,
+    )
 }
 """All of them, by name."""
 

@@ -22,6 +22,8 @@ RECENT = 30
 PURGED_AFTER_MS = (1_000, 8_000)
 MAX_ATTEMPTS = 4
 _LONG_SHARE, _LONG_FACTOR, _LONGEST_S = 0.1, 10, 10.0
+_WAITING_LONG_SHARE, _WAITING_LONG_S = 0.1, 15.0
+"""Some waiting steps run for so long: it takes a detection and an election until anybody else could run them, too."""
 _PADS = (0, 0, 0, 300, 5_000)
 """Small rows travel in datagrams, larger ones by pulls, the largest beside their row."""
 
@@ -79,6 +81,11 @@ class Workload:
 
     async def _submit(self, draws: random.Random, host: str, key: str) -> None:
         args = self._definition(draws) | {"idempotencyKey": key}
+        if self._spec.wait_share and draws.random() < self._spec.wait_share:
+            for step in args["definition"]["steps"]:
+                step["onPartition"] = "wait"
+                if step["agent"] == AGENT and draws.random() < _WAITING_LONG_SHARE:
+                    step["input"]["run_s"] = _WAITING_LONG_S
         if self._spec.replicas and draws.random() < 0.3:
             args["replicas"] = self._spec.replicas
         other = self._host(draws)

@@ -10,6 +10,7 @@ from typing import Any
 import trio
 
 from mesh.errors import ConfigError, UnavailableError
+from mesh.membership import Status as MemberStatus
 from mesh.placement import Requirement, able
 from mesh.rows import Row
 from node.admin.arguments import Arguments
@@ -25,6 +26,7 @@ from node.work.definition import (
     Limits,
     StepDefinition,
     parse_labels,
+    parse_partition_policy,
     parse_pin,
     parse_priority,
     parse_workflow,
@@ -98,6 +100,7 @@ class WorkCommands:
             max_attempts=args.whole("maxAttempts", 0, largest=ATTEMPTS_MAX),
             node=parse_pin(args.raw("node"), "submit"),
             labels=parse_labels(args.raw("labels") or {}, "submit"),
+            waits=parse_partition_policy(args.raw("onPartition") or "takeover", "submit"),
         )
         return await self._accept(args, single(step, self._limits()))
 
@@ -111,10 +114,16 @@ class WorkCommands:
         replicas_timeout_ms = args.whole("replicasTimeoutMs", REPLICAS_TIMEOUT_MS, largest=600_000)
         self._check_agents(definition.agents())
         await self._admit(len(definition.steps))
-        trace_id = node.env.entropy(16).hex()
+        trace_id, members = node.env.entropy(16).hex(), self._members()
         submitted = await node.store.write(
             lambda tx: transitions.submit(
-                tx, me=node.spec.node_id, namespace=args.namespace, key=key, definition=definition, trace_id=trace_id
+                tx,
+                me=node.spec.node_id,
+                namespace=args.namespace,
+                key=key,
+                definition=definition,
+                trace_id=trace_id,
+                members=members,
             )
         )
         replicated = await node.replicate(replicas, replicas_timeout_ms / 1000) if replicas else []
@@ -127,6 +136,10 @@ class WorkCommands:
             "replicasWanted": replicas,
             "message": _submit_message(submitted.deduplicated, len(replicated), replicas) + self._will_wait(definition),
         }
+
+    def _members(self) -> list[str]:
+        """All that belong to the mesh, also those that are away: whoever left does not."""
+        return [member.node_id for member in self._node.gossip.members.all() if member.status is not MemberStatus.LEFT]
 
     def _will_wait(self, definition: Definition) -> str:
         """A word about a step that no member can run now: it is accepted, but a typing error should show at once."""
@@ -326,6 +339,7 @@ class WorkCommands:
             idle_slots=node.runtime.idle_slots,
             missing_payloads=missing,
             running_here=frozenset(node.runtime.running()),
+            lacks_support=node.support.why_not,
         )
 
     async def _logs(self, args: Arguments) -> list[dict[str, Any]]:
@@ -357,7 +371,7 @@ def _submit_message(deduplicated: bool, replicated: int, wanted: int) -> str:
         return message
     if replicated >= wanted:
         return f"{message}, and at {replicated} other node(s)"
-    return f"{message}, but only {replicated} of {wanted} replicas confirmed in time; the task exists and replicates on"
+    return f"{message}, {replicated} of {wanted} replicas so far; it replicates on as peers can be reached"
 
 
 def _cancel_answer(task_id: str, state: str, mode: str, message: str) -> dict[str, Any]:

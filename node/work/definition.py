@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import msgspec
 
 from mesh.errors import ConfigError, LimitError
 from mesh.ids import content_id, parse_node_id
+from mesh.support import ROSTER_MAX, ROSTER_MIN
 from node.work.tables import PRIORITIES
 
 STEP_NAME_CHARS_MAX = 128
@@ -36,7 +37,11 @@ _STEP_KEYS = (
     "maxAttempts",
     "node",
     "labels",
+    "onPartition",
 )
+
+PARTITION_POLICIES = ("takeover", "wait")
+"""`takeover`: at least once, on both sides of a cut if need be. `wait`: in one place at a time (mesh.support)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +66,12 @@ class StepDefinition:
     max_attempts: int = 0
     node: str | None = None
     labels: Mapping[str, str]
+    waits: bool = False
+    """On a partition it waits for the majority of its roster, instead of being taken over."""
 
     def canonical(self) -> list[Any]:
         """Everything that makes this step what it is, in a fixed order."""
-        return [
+        asked = [
             self.name,
             self.agent,
             self.payload,
@@ -75,6 +82,8 @@ class StepDefinition:
             self.node,
             sorted(self.labels.items()),
         ]
+        # Only where it was asked for: the same submit must be the same task at a node of an older release.
+        return [*asked, "wait"] if self.waits else asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +181,7 @@ def _parse_step(index: int, document: Any) -> StepDefinition:
         max_attempts=_whole(document, "maxAttempts", place, ATTEMPTS_MAX),
         node=parse_pin(document.get("node"), place),
         labels=parse_labels(document.get("labels", {}), place),
+        waits=parse_partition_policy(document.get("onPartition", "takeover"), place),
     )
 
 
@@ -180,6 +190,35 @@ def parse_priority(value: Any, place: str) -> int:
     if value not in PRIORITIES:
         raise ConfigError(f"{place}: priority {value!r} is not one of {', '.join(PRIORITIES)}")
     return PRIORITIES.index(value)
+
+
+def parse_partition_policy(value: Any, place: str) -> bool:
+    """Whether the step waits on a partition; ConfigError for anything but `takeover` and `wait`."""
+    if value not in PARTITION_POLICIES:
+        raise ConfigError(f"{place}: onPartition {value!r} is not one of {', '.join(PARTITION_POLICIES)}")
+    return bool(value == "wait")
+
+
+def check_roster(definition: Definition, members: Sequence[str]) -> list[str]:
+    """The roster of the steps that wait on a partition: all members, in order; empty when no step does.
+
+    ConfigError when they are too few for a majority to mean anything, LimitError when they are too many.
+    """
+    waiting = [step.name for step in definition.steps if step.waits]
+    if not waiting:
+        return []
+    if len(members) < ROSTER_MIN:
+        raise ConfigError(
+            f"step {waiting[0]!r} asks for onPartition=wait, and this node knows {len(members)} member(s) "
+            f"({', '.join(sorted(members))}): a majority needs {ROSTER_MIN} at least. Start more nodes, or submit it "
+            "with onPartition=takeover"
+        )
+    if len(members) > ROSTER_MAX:
+        raise LimitError(
+            f"step {waiting[0]!r} asks for onPartition=wait in a mesh of {len(members)} members, the limit is "
+            f"{ROSTER_MAX}: submit it with onPartition=takeover"
+        )
+    return sorted(members)
 
 
 def parse_pin(value: Any, place: str) -> str | None:

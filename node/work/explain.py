@@ -7,7 +7,7 @@ side of a cut) it says.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from mesh.fences import Fence
 from mesh.placement import Offer
 from mesh.rows import Row
 from node.work.history import Action
-from node.work.status import depends_on, is_runnable, step_status
+from node.work.status import depends_on, is_runnable, roster_of, step_status, tell_roster
 from node.work.tables import Status
 from node.work.work_queue import requirement_of
 
@@ -38,6 +38,8 @@ class Situation:
     missing_payloads: frozenset[str] = frozenset()
     """What the steps refer to and this node does not have."""
     running_here: frozenset[str] = field(default_factory=frozenset)
+    lacks_support: Callable[[Row], str] = lambda _step: ""
+    """Which support of its roster a step of this node lacks, as a sentence."""
 
 
 def explain_step(step: Row, siblings: Sequence[Row], history: Sequence[Row], situation: Situation) -> dict[str, Any]:
@@ -130,7 +132,7 @@ def summarise(step: Row, by_name: Mapping[str, Row], events: Sequence[Row], situ
             return f"It was cancelled: {step.text('last_error')}.{twice}"
         case Status.RUNNING:
             return f"{owner} runs it now (attempt {step.integer('attempt')}, epoch {step.lease_epoch}).{twice}" + (
-                _owner_trouble(step, situation)
+                _owner_trouble(step, situation) + _support_trouble(step, situation)
             )
         case _:
             return why_not_yet(step, by_name, situation) + twice
@@ -198,7 +200,14 @@ def why_not_yet(step: Row, by_name: Mapping[str, Row], situation: Situation) -> 
     missing = _missing_payload(step, by_name, situation)
     if missing:
         return missing
+    lacking = _support_trouble(step, situation)
+    if lacking:
+        return "It waits." + lacking
     return f"It waits in the queue of {step.text('owner')} for a free slot." + _own_reasons(step, situation)
+
+
+def _support_trouble(step: Row, situation: Situation) -> str:
+    return situation.lacks_support(step) if step.text("owner") == situation.me else ""
 
 
 def _missing_payload(step: Row, by_name: Mapping[str, Row], situation: Situation) -> str:
@@ -241,6 +250,11 @@ def _owner_trouble(step: Row, situation: Situation) -> str:
         return (
             f" Its owner {owner} is {status}, but more than half of the mesh failed at once: nothing is taken over for "
             "two dead times, in case this node is the one that is cut off."
+        )
+    if roster := roster_of(step):
+        return (
+            f" Its owner {owner} is {status}; an able member takes it over once {tell_roster(roster)} agree, since it "
+            "asked to run in one place only (on_partition=wait)."
         )
     return f" Its owner {owner} is {status}; an able member takes it over."
 

@@ -30,6 +30,7 @@ from node.storage.reader import Reader
 from node.storage.store import Commit, Store
 from node.storage.transaction import Arrival, Transaction
 from node.work import row_rules, transitions
+from node.work.roster_support import RosterSupport
 from node.work.runtime import Runtime
 from node.work.tables import MESH_NAMESPACE, Status
 from node.work.work_queue import Queued, WorkQueue, requirement_of, unplaceable
@@ -125,6 +126,7 @@ class Ownership:
         store: Store,
         runtime: Runtime,
         queue: WorkQueue,
+        support: RosterSupport,
         view: MeshView,
         calls: Caller,
         *,
@@ -136,6 +138,7 @@ class Ownership:
         self._store = store
         self._runtime = runtime
         self._queue = queue
+        self._support = support
         self._view = view
         self._calls = calls
         self._me = me
@@ -320,7 +323,11 @@ class Ownership:
                 plans[_lease(step)] = min(earlier, take, key=lambda each: each.at)
         return plans
 
-    async def _take(self, steps: Sequence[Row]) -> None:
+    async def _take(self, due: Sequence[Row]) -> None:
+        guarded = [step for step in due if step.text("roster")]
+        elected = await self._support.elect(guarded) if guarded and self._view.may_reclaim() else {}
+        steps = [step for step in due if not step.text("roster") or step.key in elected]
+
         def take(tx: Transaction) -> int:
             # Asked as late as can be: an owner that came back while this waited for a slow disk keeps its work.
             reasons = {step.text("owner"): self._view.owner_state(step.text("owner")) for step in steps}
@@ -331,13 +338,14 @@ class Ownership:
                     me=self._me,
                     why=f"owner {step.text('owner')} is {reasons[step.text('owner')].value}",
                     current_life=self._view.current_life,
+                    elected_at=elected.get(step.key),
                 )
                 is not None
                 for step in steps
                 if reasons[step.text("owner")] is not OwnerState.PRESENT
             )
 
-        if self._view.may_reclaim():
+        if steps and self._view.may_reclaim():
             self.taken_total += await self._store.write(take)
 
     async def _place_loop(self) -> None:
@@ -474,9 +482,11 @@ class Ownership:
         if self._leaving or not self._runtime.gate_is_open() or peer.name not in self._view.placeable():
             return encode_rows([])
 
+        withheld = self._support.wanted()
+
         def give(tx: Transaction) -> list[Row]:
             want = max(0, min(request.want, OFFER_BATCH_MAX))  # to SQLite a negative limit is none
-            waiting = transitions.queued_for(tx, wants, now_ms=tx.now_ms, limit=2 * want)
+            waiting = transitions.queued_for(tx, wants, now_ms=tx.now_ms, limit=2 * want, withheld=withheld)
             # At most half of what waits, as work stealing does: two idle nodes must not pass steps to and fro.
             entries = waiting[: (len(waiting) + 1) // 2]
             return transitions.hand_over(tx, entries, me=self._me, to=peer.name, why="it had idle slots and asked")

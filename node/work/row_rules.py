@@ -18,6 +18,7 @@ from mesh.errors import RecordError
 from mesh.fences import Fence
 from mesh.ids import parse_node_id
 from mesh.rows import Row
+from mesh.support import ROSTER_MAX
 from node.storage.store import Store
 from node.storage.transaction import Hook, Transaction
 from node.work.tables import MESH_NAMESPACE, PRIORITIES, TASK_CANCEL_REQUESTED, TASK_OPEN, Status
@@ -73,6 +74,7 @@ def check_step(row: Row) -> None:
     _decoded(_labels, row, "labels")
     _decoded(_lost_leases, row, "lost_leases")
     _decoded(_parents_used, row, "parents_used")
+    _check_roster(row.text("roster"))
 
 
 def _on_step(tx: Transaction, before: Row | None, after: Row) -> None:
@@ -121,6 +123,21 @@ def _check_metadata(row: Row) -> None:
 @functools.lru_cache(maxsize=1024)  # one entry per node id; a mesh has at most a few hundred
 def _check_node(name: str) -> None:
     parse_node_id(name)
+
+
+@functools.lru_cache(maxsize=256)
+def _check_roster(text: str) -> None:
+    if not text:
+        return
+    try:
+        members = _names.decode(text)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise RecordError(f"roster cannot be read: {error}") from None
+    # A name that stands there twice would be counted twice, and then two majorities need not share a member.
+    if not 0 < len(members) <= ROSTER_MAX or len(set(members)) < len(members):
+        raise RecordError(f"a roster of {len(members)} members, {len(set(members))} of them different")
+    for member in members:
+        _check_node(member)
 
 
 def _decoded(decoder: msgspec.json.Decoder[T], row: Row, column: str) -> None:

@@ -29,6 +29,7 @@ from node.work.history import Action
 from node.work.payloads import PayloadMissingError
 from node.work.priorities import PriorityWheel
 from node.work.retries import RetryPolicy
+from node.work.roster_support import GuardedRun, RosterSupport, UnsupportedError
 from node.work.status import step_status
 from node.work.tables import CLUSTER_EPOCH_KEY, Status
 from node.work.transitions import Claimed
@@ -43,7 +44,7 @@ ORPHAN_AGE_S = 5.0
 """A claim this old without a run is an orphan: a slot starts its run within milliseconds of the commit."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Run:
     """A step that runs here right now."""
 
@@ -52,11 +53,13 @@ class Run:
     started: float
     slot: int
     stopped_because: str | None = None
-    """Why the runtime cancelled the scope: `cancel`, `moved`, `epoch` or `shutdown`; None while it runs."""
+    """Why the runtime cancelled the scope: `cancel`, `moved`, `epoch`, `unsupported`, `shutdown`; or None."""
     has_ended: bool = False
     """Its handler has; what came of it may wait for the gate or the store."""
     reopen: bool = False
     """This process was paused during the run: it commits only under a lease epoch opened after the pause."""
+    news: str | None = None
+    """What happened, as in `stopped_because`, after the handler had ended and while its end waited for support."""
 
     @property
     def agent(self) -> str:
@@ -77,12 +80,22 @@ class Runtime:
     """Claims, runs and commits; cancels runs whose lease moved or whose task was cancelled."""
 
     def __init__(
-        self, env: Env, store: Store, gate: Gate, queue: WorkQueue, *, me: str, life: int, limits: RunLimits
+        self,
+        env: Env,
+        store: Store,
+        gate: Gate,
+        queue: WorkQueue,
+        support: RosterSupport,
+        *,
+        me: str,
+        life: int,
+        limits: RunLimits,
     ) -> None:
         self._env = env
         self._store = store
         self._gate = gate
         self._queue = queue
+        self._support = support
         self._me = me
         self._life = life
         self._limits = limits
@@ -101,6 +114,9 @@ class Runtime:
         """By slot, not by step: a run that is being stopped may meet its step's next one, if the lease came back."""
         self._claims: dict[int, Run] = {}
         """What each slot claimed and has not started: the claim may be committed long before its slot is told."""
+        self._held: list[Run] = []
+        """Ended, and not committed: their rosters do not support this node now. They take no slot."""
+        self._held_news = trio.Event()
         self._strays_found = trio.Event()
         self._strays_found.set()
         self.paused: str | None = None
@@ -113,6 +129,10 @@ class Runtime:
         store.watch("payloads", queue.on_payload)
         store.watch("tasks", self._on_task)
         store.on_commit(self._on_commit)
+        support.may_start = lambda: self.paused is None and not self._stopping
+        support.guarded_runs = self._guarded_runs
+        support.on_gained = self._on_support_gained
+        support.on_lapsed = self._on_support_lapsed
 
     # --- inside the transaction that changed a row (writer thread) ---
 
@@ -205,7 +225,7 @@ class Runtime:
         return row.integer("dependents") if status is Status.SUCCESS else 0
 
     def _all_runs(self) -> list[Run]:
-        return [*self._runs.copy().values(), *self._claims.copy().values()]
+        return [*self._runs.copy().values(), *self._claims.copy().values(), *self._held]
 
     def _runs_of(self, step_id: str) -> list[Run]:
         return [run for run in self._all_runs() if run.step.key == step_id]
@@ -228,10 +248,15 @@ class Runtime:
         if run.stopped_because is None:
             run.stopped_because = why
             run.scope.cancel()
+        if run.has_ended:
+            run.news = why
+            self._tell_held()
 
     def wake(self, count: int) -> None:
         """Let up to `count` idle slots look at the queue."""
         self._arrivals += 1
+        if self._queue.has_guarded:
+            self._support.look()
         self._parked.unpark(count=min(count, self._limits.slots))
 
     @property
@@ -280,6 +305,52 @@ class Runtime:
             with trio.move_on_after(timeout_s):
                 await moved.wait()
 
+    # --- steps with a roster ---
+
+    def _guarded_runs(self) -> list[GuardedRun]:
+        return [GuardedRun(run.step, not run.has_ended) for run in self._all_runs() if run.step.text("roster")]
+
+    def _on_support_gained(self) -> None:
+        self._tell_held()
+        self.wake(self._limits.slots)
+
+    def _on_support_lapsed(self, step_id: str) -> None:
+        for run in self._runs_of(step_id):
+            if not run.has_ended:
+                self._stop_run(run, "unsupported")
+
+    def _tell_held(self) -> None:
+        self._held_news.set()
+        self._held_news = trio.Event()
+
+    async def _settle_held(self, run: Run, outcome: Outcome | None, why: str | None) -> None:
+        """Commit the end of a run once its roster supports this node again, or nothing depends on that any more."""
+        try:
+            while True:
+                while not (self._support.is_held(run.step) or run.news or self._stopping):
+                    await self._held_news.wait()
+                if run.news == "cancel":
+                    outcome, why = None, "cancel"
+                elif self._stopping and not self._support.is_held(run.step):
+                    outcome, why = None, "shutdown"
+                run.news = None
+                await self._wait_gate()
+                try:
+                    await self._settle(partial(self._end_held, run=run, outcome=outcome, why=why))
+                except UnsupportedError:
+                    continue
+                return
+        finally:
+            self._held.remove(run)
+
+    def _end_held(self, tx: Transaction, *, run: Run, outcome: Outcome | None, why: str | None) -> tuple[str, None]:
+        return self._end_run(tx, run, outcome, why), None
+
+    def _demand_support(self, tx: Transaction, step: Row) -> None:
+        """UnsupportedError while the lease stands and the step's roster might have given the step to another node."""
+        if not self._support.is_held(step) and transitions.holds_lease(tx, step, self._me) is not None:
+            raise UnsupportedError(f"no majority of its roster supports this node for step {step.key}: wait for peers")
+
     # --- slots ---
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -288,6 +359,7 @@ class Runtime:
             watchers.start_soon(self._wake_due_retries)
             watchers.start_soon(self._sweep_orphans)
             async with trio.open_nursery() as slots:
+                self._nursery = slots
                 for slot in range(self._limits.slots):
                     slots.start_soon(self._slot, slot)
                 task_status.started()
@@ -330,6 +402,7 @@ class Runtime:
                 now_ms=tx.now_ms,
                 full_agents=self.full_agents(slot),
                 fresh_after=self._gate_shut_hlc,
+                supported=self._support.supported(),
             )
             if found is None:
                 return None
@@ -350,7 +423,7 @@ class Runtime:
         """Agents that have no room. For a slot that looks for work, what it ran until now does not count: it ended."""
         busy: collections.Counter[str] = collections.Counter()
         for run in self._all_runs():
-            if run.slot != slot:
+            if run.slot != slot and run not in self._held:
                 busy[run.agent] += 1
         agents = self._env.executor.agents()
         return [name for name, count in busy.items() if name in agents and count >= _room(agents[name])]
@@ -368,8 +441,11 @@ class Runtime:
         self.started_total += 1
         outcome: Outcome | None = None
         try:
-            with run.scope:
-                outcome = await self._env.executor.run(claimed.job)
+            if not self._support.is_held(run.step):
+                self._stop_run(run, "unsupported")  # its claim took long to commit
+            else:
+                with run.scope:
+                    outcome = await self._env.executor.run(claimed.job)
         except Exception as error:
             # An edge of the node: whatever goes wrong around user code costs this attempt only.
             log.exception("agent %s failed outside its handler", claimed.job.agent)
@@ -383,6 +459,11 @@ class Runtime:
         why = run.stopped_because
         try:
             return await self._settle(lambda tx: (self._end_run(tx, run, outcome, why), self._claim(tx, slot=slot)))
+        except UnsupportedError:
+            self._claims.pop(slot, None)
+            self._held.append(run)
+            self._nursery.start_soon(self._settle_held, run, outcome, why)
+            return None
         finally:
             del self._runs[slot]
             info = self._env.executor.agents().get(run.agent)
@@ -397,6 +478,7 @@ class Runtime:
             if kind is None:
                 transitions.abort(tx, step, me=self._me)
             return kind or "aborted"
+        self._demand_support(tx, step)
         finished = transitions.finish(
             tx, step, outcome, me=self._me, policy=self._policy(step), rng=self._rng, reopen=run.reopen
         )
@@ -414,6 +496,10 @@ class Runtime:
                     self._requeue(tx, step, Action.REQUEUED, "a higher cluster epoch was learned"),
                     "requeued",
                 )
+            case "unsupported":
+                self._demand_support(tx, step)
+                why = "the majority of its roster did not support its owner any more"
+                given_up, kind = self._requeue(tx, step, Action.RELEASED, why), "released"
             case _:
                 return None
         return None if given_up is None else kind
@@ -448,6 +534,8 @@ class Runtime:
         while True:
             try:
                 kind, claimed = await self._store.write(transition)
+            except UnsupportedError:
+                raise  # nothing was written, and the store is not to blame
             except RelayMeshError as error:
                 log.warning("cannot commit the end of a run: %s", error)
                 self._commit_unknown.set()
@@ -513,12 +601,13 @@ class Runtime:
         """Start nothing new, give runs `grace_s` seconds, then end them and give their leases back, uncounted."""
         self._stopping = True
         self.wake(self._limits.slots)
+        self._tell_held()
         deadline = self._env.clock.monotonic() + grace_s
         while self._runs and self._env.clock.monotonic() < deadline:
             await self._env.clock.sleep(0.05)
         for run in list(self._runs.values()):
             self._stop_run(run, "shutdown")
-        while self._runs:
+        while self._runs or self._held:
             await self._env.clock.sleep(0.02)
 
     async def recover_strays(self, current_life: Callable[[str], int | None]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from mesh.rows import Row
+from mesh.support import majority
 from node.work.tables import Status
 
 _BY_TEXT: Mapping[str, Status] = {status.value: status for status in Status}  # a third of the time of Status(text)
@@ -20,6 +21,18 @@ def depends_on(step: Row) -> list[str]:
     """The names of the steps whose success this one needs."""
     text = step.text("depends_on")
     return [str(name) for name in json.loads(text)] if text else []
+
+
+def roster_of(step: Row) -> list[str]:
+    """The members whose majority must support whoever runs this step; empty when nobody needs to."""
+    text = step.text("roster")
+    return [str(name) for name in json.loads(text)] if text else []
+
+
+def tell_roster(roster: Sequence[str]) -> str:
+    """A roster for people: how many are a majority, and who they are."""
+    named = ", ".join(roster[:9]) + (", …" if len(roster) > 9 else "")
+    return f"{majority(roster)} of the {len(roster)} members of its roster ({named})"
 
 
 def is_runnable(step: Row, by_name: Mapping[str, Row]) -> bool:

@@ -85,6 +85,9 @@ STEPS = Table(
         Column("result", "blob"),
         Column("result_ref"),
         Column("last_error"),
+        Column(
+            "roster", since=5
+        ),  # JSON list of node ids; set when the step must never run in two places (mesh.support)
     ),
     Parent("tasks", "task_id"),
 )

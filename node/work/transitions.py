@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from node.env import Job, Outcome
 from node.storage.reader import Reader
 from node.storage.transaction import Transaction
 from node.work import history
-from node.work.definition import Definition, StepDefinition, step_id, task_ids
+from node.work.definition import Definition, StepDefinition, check_roster, step_id, task_ids
 from node.work.history import Action
 from node.work.payloads import load_payload, store_payload
 from node.work.retries import RetryPolicy
@@ -78,11 +78,13 @@ def submit(
     key: str,
     definition: Definition,
     trace_id: str,
+    members: Sequence[str] = (),
 ) -> Submitted:
     """Store a task and its steps, owned by this node.
 
     The same key and definition again is the same task. The same key with another definition is a ConflictError that
-    names the task which has the key; across a cut neither side can know, and then both tasks stay.
+    names the task which has the key; across a cut neither side can know, and then both tasks stay. `members`, of
+    the mesh, are the roster of the steps that wait on a partition; ConfigError when they are too few for that.
     """
     task_id = definition.task_id(namespace, key)
     existing = tx.get("tasks", namespace, task_id)
@@ -94,6 +96,7 @@ def submit(
             f"idempotency key {key!r} already belongs to task {rivals[0].key}, which asks for something else: "
             "use another key, or submit exactly the same definition to get that task"
         )
+    roster = check_roster(definition, members)
     epoch = cluster_epoch(tx)
     # Over a tombstone the task begins a new generation, the only thing that outranks a deletion.
     generation = existing.generation + 1 if existing is not None else 0
@@ -118,7 +121,7 @@ def submit(
     )
     dependents = definition.dependents()
     for position, step in enumerate(definition.steps):
-        _create_step(tx, namespace, task_id, position, step, dependents[step.name], me, generation, epoch)
+        _create_step(tx, namespace, task_id, position, step, dependents[step.name], me, generation, epoch, roster)
     return Submitted(task_id, False, trace_id)
 
 
@@ -132,6 +135,7 @@ def _create_step(
     me: str,
     task_generation: int,
     epoch: int,
+    roster: Sequence[str],
 ) -> None:
     key = step_id(task_id, step.name)
     base = tx.get("steps", namespace, key)
@@ -158,6 +162,7 @@ def _create_step(
             "labels": json.dumps(dict(step.labels), sort_keys=True) if step.labels else None,
             "created_hlc": tx.hlc,
             "task_generation": task_generation,
+            "roster": json.dumps(roster) if step.waits else None,
             "owner": me,
             **_FRESH,
         },
@@ -396,9 +401,18 @@ def requeue(tx: Transaction, claimed: Row, *, me: str, action: Action, why: str)
 
 
 def take_over(
-    tx: Transaction, step: Row, *, me: str, why: str, current_life: Callable[[str], int | None]
+    tx: Transaction,
+    step: Row,
+    *,
+    me: str,
+    why: str,
+    current_life: Callable[[str], int | None],
+    elected_at: int | None = None,
 ) -> Row | None:
-    """Become the owner of a step whose owner is gone; None when the row moved since `step` was read."""
+    """Become the owner of a step whose owner is gone; None when the row moved since `step` was read.
+
+    `elected_at`: the lease epoch at which the step's roster chose this node; without a roster it is the next one.
+    """
     current = tx.get("steps", step.namespace, step.key)
     if current is None or current.rank or current.text("owner") != step.text("owner") or is_deleted(tx, current):
         return None
@@ -418,7 +432,15 @@ def take_over(
         was=current.text("status"),
         claimedAtMs=current.lease_hlc >> 16,
     )
-    return _own(tx, current, me, lost, was_running=was_running, poison=is_poison(lost, current_life))
+    return _own(
+        tx,
+        current,
+        me,
+        lost,
+        was_running=was_running,
+        poison=is_poison(lost, current_life),
+        lease_epoch=current.lease_epoch + 1 if elected_at is None else elected_at,
+    )
 
 
 def recover_own(tx: Transaction, step: Row, *, me: str, current_life: Callable[[str], int | None]) -> Row | None:
@@ -430,10 +452,28 @@ def recover_own(tx: Transaction, step: Row, *, me: str, current_life: Callable[[
         return None
     lost = [*lost_leases(current), LostLease(me, current.integer("claim_life"))][-LOST_KEPT_MAX:]
     record_lost(tx, current, me=me)
-    return _own(tx, current, me, lost, was_running=True, poison=is_poison(lost, current_life))
+    return _own(
+        tx,
+        current,
+        me,
+        lost,
+        was_running=True,
+        poison=is_poison(lost, current_life),
+        lease_epoch=current.lease_epoch + 1,
+    )
 
 
-def _own(tx: Transaction, step: Row, me: str, lost: Sequence[LostLease], *, was_running: bool, poison: bool) -> Row:
+def _own(
+    tx: Transaction,
+    step: Row,
+    me: str,
+    lost: Sequence[LostLease],
+    *,
+    was_running: bool,
+    poison: bool,
+    lease_epoch: int,
+) -> Row:
+    assert lease_epoch > step.lease_epoch, (lease_epoch, step.lease_epoch)
     # A lost lease is no failed attempt: its number is given back, and the step waits without a delay.
     status = Status.PENDING if was_running else step_status(step)
     values: dict[str, Value] = {
@@ -456,7 +496,7 @@ def _own(tx: Transaction, step: Row, me: str, lost: Sequence[LostLease], *, was_
         step.key,
         values,
         rank=rank,
-        lease_epoch=step.lease_epoch + 1,
+        lease_epoch=lease_epoch,
         open_lease=True,
         cluster_epoch=max(step.cluster_epoch, cluster_epoch(tx)),
     )
@@ -484,8 +524,13 @@ def hand_over(tx: Transaction, entries: Iterable[Queued], *, me: str, to: str, w
     return moved
 
 
-def queued_for(reader: Reader, offer: Offer, *, now_ms: int, limit: int) -> list[Queued]:
-    """Waiting entries of ours that a node with this offer could run, oldest first within their class."""
+def queued_for(
+    reader: Reader, offer: Offer, *, now_ms: int, limit: int, withheld: Collection[str] = ()
+) -> list[Queued]:
+    """Waiting entries of ours that a node with this offer could run, oldest first within their class.
+
+    `withheld`: steps that are kept, by id: their roster is asked to support us, and would let nobody else begin soon.
+    """
     names = sorted(offer.abilities)
     if not names:
         return []
@@ -499,7 +544,7 @@ def queued_for(reader: Reader, offer: Offer, *, now_ms: int, limit: int) -> list
     for row in found:
         entry = Queued(*row)
         step = reader.get("steps", entry.namespace, entry.step_id)
-        if step is not None and offer.misses(requirement_of(step)) is None:
+        if step is not None and entry.step_id not in withheld and offer.misses(requirement_of(step)) is None:
             chosen.append(entry)
         if len(chosen) == limit:
             break

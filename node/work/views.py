@@ -12,7 +12,7 @@ from mesh.fences import Fence
 from mesh.rows import Row
 from node.storage.reader import Reader
 from node.work.payloads import load_payload
-from node.work.status import depends_on, is_runnable, step_status, task_status
+from node.work.status import depends_on, is_runnable, roster_of, step_status, task_status
 from node.work.tables import PRIORITIES, Status
 
 
@@ -49,7 +49,7 @@ def task_view(reader: Reader, task: Row, steps: Sequence[Row], *, with_steps: bo
 
 def step_view(reader: Reader, step: Row, by_name: dict[str, Row]) -> dict[str, Any]:
     """One step. `blocked` says that a parent has not succeeded yet; it is derived, never stored."""
-    status = step_status(step)
+    status, roster = step_status(step), roster_of(step)
     return {
         "stepId": step.key,
         "name": step.text("name"),
@@ -65,6 +65,8 @@ def step_view(reader: Reader, step: Row, by_name: dict[str, Row]) -> dict[str, A
         "priority": PRIORITIES[step.integer("priority")],
         "dependsOn": depends_on(step),
         "node": step.text("pin_node") or None,
+        "onPartition": "wait" if roster else "takeover",
+        "roster": roster,
         "lostLeases": len(json.loads(step.text("lost_leases") or "[]")),
         "lastError": step.text("last_error") or None,
         "resultBytes": _result_bytes(reader, step),

@@ -47,6 +47,8 @@ class WorkQueue:
         self._offer = offer
         # Only ever added to, and before the column is set: a transaction may be undone, and its payload come again.
         self._awaited: set[str] = set()
+        self.has_guarded = False
+        """Whether a step with a roster was queued here since the process began. Readable from any thread."""
 
     def on_step(self, tx: Transaction, before: Row | None, after: Row) -> None:
         """A step's row changed: take it in or out, and look at the steps that wait for it."""
@@ -126,9 +128,12 @@ class WorkQueue:
             due_ms = min(step.hlc >> 16, tx.now_ms) + step.integer("retry_delay_ms")
         runnable = self._offer().misses(requirement_of(step)) is None
         fresh = step.node == self._me
+        guarded = bool(step.text("roster"))
+        self.has_guarded = self.has_guarded or guarded
         tx.execute(
-            "INSERT OR REPLACE INTO queue (step_id, namespace, agent, priority, runnable, due_ms, enqueued_hlc, fresh) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO queue "
+            "(step_id, namespace, agent, priority, runnable, due_ms, enqueued_hlc, fresh, guarded) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 step.key,
                 step.namespace,
@@ -138,17 +143,25 @@ class WorkQueue:
                 due_ms,
                 step.hlc,
                 int(fresh),
+                int(guarded),
             ),
         )
 
 
 def next_entry(
-    reader: Reader, *, priorities: Sequence[int], now_ms: int, full_agents: Sequence[str], fresh_after: int | None
+    reader: Reader,
+    *,
+    priorities: Sequence[int],
+    now_ms: int,
+    full_agents: Sequence[str],
+    fresh_after: int | None,
+    supported: Sequence[str] = (),
 ) -> tuple[Queued, int] | None:
     """The entry that should run next, with its priority; None when none may run now.
 
     `full_agents` have no room. `fresh_after`, when given, admits only steps that this node made itself after that
-    stamp: while the gate is shut, everything older may belong to someone else by now.
+    stamp: while the gate is shut, everything older may belong to someone else by now. `supported`: the ids of guarded
+    steps for which a majority of their roster supports this node; no other guarded step may run.
     """
     conditions = ["runnable = 1", "priority = ?", "due_ms <= ?", "awaits IS NULL"]
     extra: list[str | int] = []
@@ -158,16 +171,27 @@ def next_entry(
     if fresh_after is not None:
         conditions.append("fresh = 1 AND enqueued_hlc > ?")
         extra.append(fresh_after)
-    statement = (
-        "SELECT namespace, step_id, agent FROM queue WHERE "
-        + " AND ".join(conditions)
-        + " ORDER BY enqueued_hlc LIMIT 1"
-    )
+    select = "SELECT namespace, step_id, agent, enqueued_hlc FROM queue WHERE " + " AND ".join(conditions)
+    # Two looks instead of an OR, for which SQLite would read past every guarded step.
+    among = f" AND guarded = 1 AND step_id IN ({','.join('?' * len(supported))})"
+    order = " ORDER BY enqueued_hlc LIMIT 1"
     for priority in priorities:
-        found = reader.sql(statement, (priority, now_ms, *extra))
+        found = reader.sql(select + " AND guarded = 0" + order, (priority, now_ms, *extra))
+        if supported:
+            found += reader.sql(select + among + order, (priority, now_ms, *extra, *supported))
         if found:
-            return Queued(*found[0]), priority
+            return Queued(*min(found, key=lambda entry: int(entry[3]))[:3]), priority
     return None
+
+
+def guarded_entries(reader: Reader, *, now_ms: int, limit: int) -> list[Queued]:
+    """The guarded entries that could run here now but for the support of their rosters, the next ones first."""
+    found = reader.sql(
+        "SELECT namespace, step_id, agent FROM queue WHERE runnable = 1 AND guarded = 1 AND due_ms <= ? "
+        "AND awaits IS NULL ORDER BY priority, enqueued_hlc LIMIT ?",
+        (now_ms, limit),
+    )
+    return [Queued(*row) for row in found]
 
 
 def next_due_ms(reader: Reader, after_ms: int) -> int | None:

@@ -28,6 +28,7 @@ from node.work.definition import Definition, StepDefinition
 from node.work.history import Action
 from node.work.payloads import missing_payloads
 from node.work.retries import RetryPolicy
+from node.work.roster_support import RosterSupport
 from node.work.runtime import RunLimits, Runtime
 from node.work.tables import WORK_TABLES
 from node.work.work_queue import WorkQueue
@@ -170,7 +171,17 @@ async def open_desk(
     gate = Gate(dead_time_s=3.0, has_peers=has_peers, now=env.clock.monotonic())
     queue = WorkQueue("node-a", lambda: Offer(node="node-a", abilities=frozenset(fake.agents())))
     limits = RunLimits(slots=slots, timeout_s=60.0, retry=POLICY)
-    runtime = Runtime(env, store, gate, queue, me="node-a", life=LIFE, limits=limits)
+    support = RosterSupport(
+        env,
+        store,
+        cast(Any, None),
+        cast(Any, None),
+        me="node-a",
+        self_fence_s=3.0,
+        queued_max=4,
+        may_support=lambda: True,
+    )
+    runtime = Runtime(env, store, gate, queue, support, me="node-a", life=LIFE, limits=limits)
     await store.open()
     async with trio.open_nursery() as nursery:
         await nursery.start(store.run)
