@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from chaos.invariants.mirror import Mirror
 from chaos.invariants.oracle import Dot, dot_of, name_of, told, wins
 from chaos.invariants.promise import Promise
-from chaos.observations import Committed, Rest, Seen
+from chaos.observations import Committed, DatabaseReplaced, Rest, Seen
 from mesh.rows import Row
 
 
@@ -20,7 +20,7 @@ class DeletedStaysDeleted(Promise):
     """
 
     name = "deleted-stays-deleted"
-    hears = (Committed,)
+    hears = (Committed, DatabaseReplaced)
 
     def __init__(self, mirror: Mirror) -> None:
         super().__init__(mirror)
@@ -28,11 +28,18 @@ class DeletedStaysDeleted(Promise):
         """When a version was first seen anywhere."""
         self._deletions: dict[str, Row] = {}
         """The greatest tombstone of each task."""
+        self._replaced: dict[str, None] = {}
+        """Hosts whose next commit tells of all that is in the database which they went on with."""
 
     def see(self, seen: Seen) -> Iterator[str]:
         """Hold what turns up against what the host knew to be deleted."""
+        if isinstance(seen, DatabaseReplaced):
+            self._replaced[seen.host] = None
+            return
         assert isinstance(seen, Committed)
         known = self.mirror.host(seen.host)
+        is_whole = seen.host in self._replaced
+        self._replaced.pop(seen.host, None)
         for change in seen.changes:
             row = change.after
             first_ms = self._first_ms.setdefault(dot_of(row), seen.at_ms)
@@ -41,6 +48,8 @@ class DeletedStaysDeleted(Promise):
                 greatest = self._deletions.get(row.key)
                 if greatest is None or wins(row, greatest):
                     self._deletions[row.key] = row
+            elif is_whole:
+                continue
             elif change.before is None and task_id in self._deletions and name_of(row) in known.rows:
                 deletion = self._deletions[task_id]
                 if first_ms < self._first_ms[dot_of(deletion)]:

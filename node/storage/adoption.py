@@ -113,8 +113,8 @@ def _hlc_of_both(connection: apsw.Connection, old: Ledger) -> HybridClock:
     return hlc
 
 
-def _is_left_behind(ledger: Ledger, row: Row, me: str) -> bool:
-    """Whether we wrote this to something that the mesh has deleted, and forgotten, since."""
+def _is_alone(ledger: Ledger, row: Row, me: str) -> bool:
+    """Whether we wrote this to something that is not here."""
     sql = ledger.tables.get(row.table)
     if sql is None or sql.table.parent is None or row.origin.node != me:
         return False
@@ -169,15 +169,25 @@ def _merge(connection: apsw.Connection, old: Ledger, hlc: HybridClock, tables: S
     parked = _take_quarantine(connection, old, origins, vector)
     seen = VersionVector()
     cursor: PullCursor | None = None
+    waiting: list[Row] = []
     while True:
         chunk = reader.rows_missing_from(vector, rows_max=MERGE_ROWS_MAX, after=cursor)
         transaction = Transaction(ledger)  # one for each chunk, since it remembers all that it merged
         for row in chunk.rows:
-            if (row.origin, row.seq) not in parked and not _is_left_behind(ledger, row, old.origin.node):
+            if (row.origin, row.seq) in parked:
+                continue
+            if _is_alone(ledger, row, old.origin.node):
+                waiting.append(row)  # what it belongs to may come yet, from a later origin
+            else:
                 transaction.merge(row)
         seen.join(transaction.finish()[2])
         if chunk.vector is not None:
             seen.join(chunk.vector)
             break
         cursor = chunk.cursor
+    transaction = Transaction(ledger)
+    for row in waiting:
+        # What we wrote to something that the mesh has deleted, and forgotten, since, stays behind.
+        if not _is_alone(ledger, row, old.origin.node):
+            transaction.merge(row)
     store_vector(connection, origins, vector, VersionVector(vector.missing_from(seen)))
