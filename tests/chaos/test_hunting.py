@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,13 @@ def test_time_ends_an_endless_hunt(plays, tmp_path):
     assert result.wall_s >= 0.6
 
 
-def test_an_interrupt_ends_it_with_what_was_found(plays, tmp_path):
+def test_an_interrupt_ends_it_with_what_was_found(plays, tmp_path, request):
     main = threading.main_thread().ident
     assert main is not None
+    # Whoever starts tests in the background of a shell lets them ignore Ctrl-C.
+    request.addfinalizer(
+        partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))
+    )
 
     def interrupt(state: HuntResult) -> None:
         if state.seeds == 1:
