@@ -258,8 +258,9 @@ async def _bit_flip(world: World, fault: Fault) -> None:
     await host.until_ended()
     host.durable_lost = True
     draws = world.stream(f"bit flip {fault.at_s}")
-    for _ in range(int(_number(fault, "bits"))):
-        host.disk.flip_bit(draws, "relaymesh.db")
+    for number in range(int(_number(fault, "bits"))):
+        # In the log, too: newer pages there would hide what is wrong with those in the file.
+        host.disk.flip_bit(draws, "relaymesh.db-wal" if number % 2 else "relaymesh.db")
     await trio.sleep(fault.for_s)
     host.start()
 

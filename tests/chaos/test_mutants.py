@@ -18,8 +18,8 @@ AT_SEED = {
     "epoch-not-bumped-at-claim": 1,
     "start-not-counted": 1,
     "gate-removed": 1,
-    "quarantine-of-lifecycle-rows": 22,
-    "refutation-without-incarnation": 1,
+    "quarantine-of-lifecycle-rows": 3,
+    "refutation-without-incarnation": 3,
     "dead-letter-too-early": 1,
 }
 """What an early seed of the swarm catches: a sample for every test run. `chaos mutants --catch` tries all."""

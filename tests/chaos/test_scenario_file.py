@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chaos import scenario_file, swarm
+from chaos import scenario_file, scenario_reader, swarm
+from chaos.fault_menu import MENU
 from chaos.scenario import Scenario
 from chaos.toml_lines import Lines
 from mesh.errors import ConfigError
@@ -89,7 +90,6 @@ def test_defaults_are_filled_in_and_names_come_from_the_file():
         (RUN + '[[fault]]\nkind = "partition"\nat = 1\ngroups = [["n0"], ["n0", "n1"]]\n', 6, "n0 is on two sides"),
         (RUN + '[[fault]]\nkind = "one-way"\nat = 1\nnode = "n0"\nto = ["n0"]\n', 7, "on both sides"),
         (RUN + '[[fault]]\nkind = "one-way"\nat = 1\nnode = "n0"\n', 3, "needs `to`"),
-        (RUN + '[[fault]]\nkind = "long-absence"\nat = 1\nnode = "n0"\n', 4, "long-absence is pending"),
         (
             'scale = "protocol"\n' + RUN + '[[fault]]\nkind = "wipe"\nat = 1\nnode = "n0"\n',
             5,
@@ -103,6 +103,15 @@ def test_what_is_wrong_is_named_by_its_line_with_what_is_allowed(text, line, wor
         scenario_file.parse(text, "bad.toml")
     assert str(caught.value).startswith(f"bad.toml line {line}: ")
     assert words in str(caught.value)
+
+
+def test_a_fault_whose_defence_is_missing_needs_a_pending_scenario(monkeypatch):
+    menu = {**MENU, "kill": dataclasses.replace(MENU["kill"], pending="nobody starts it again")}
+    monkeypatch.setattr(scenario_reader, "MENU", menu)
+    text = RUN + KILL + 'at = 1\nfor = "1s"\nnode = "n0"\n'
+    with pytest.raises(ConfigError, match=r"line 4: kill is pending .nobody starts it again.: give the scenario"):
+        scenario_file.parse(text, "bad.toml")
+    assert scenario_file.parse('pending = "later"\n' + text, "good.toml").pending == "later"
 
 
 def test_broken_toml_and_missing_files_and_names_are_refused(tmp_path):

@@ -149,6 +149,7 @@ async def office(desk) -> Office:
         desk.store,
         desk.runtime,
         desk.queue,
+        desk.runtime._support,
         view,
         cast(Any, calls),
         me="node-a",
