@@ -61,7 +61,8 @@ class SupportRequest(msgspec.Struct, array_like=True):
 
     process: bytes
     self_fence_ms: int
-    steps: list[str]
+    steps: list[tuple[str, str]]
+    """Namespace and step id of each."""
 
 
 class VoteRequest(msgspec.Struct, array_like=True):
@@ -124,6 +125,7 @@ class RosterSupport:
         self._wanted: dict[str, list[str]] = {}
         """The rosters of the steps that run here or could start, by step id."""
         self._asked_at: dict[str, float] = {}
+        self._namespaces: dict[str, str] = {}
         self._alone_since: dict[str, float] = {}
         """By step, when it last had support, or was first wanted."""
         self._epochs: dict[str, int] = {}
@@ -216,6 +218,7 @@ class RosterSupport:
         # The runs after the queue: a step that is claimed meanwhile must not be missing in both, and lose its support.
         running = [run.step for run in self.guarded_runs()]
         wanted = {step.key: roster_of(step) for step in [*running, *queued]}
+        self._namespaces = {step.key: step.namespace for step in [*running, *queued]}
         now = self._env.clock.monotonic()
         self._wanted = wanted
         self._support.keep_only(wanted)
@@ -240,7 +243,8 @@ class RosterSupport:
 
     async def _ask(self, member: str, steps: list[str]) -> None:
         sent_at = self._env.clock.monotonic()
-        request = SupportRequest(self._holder.process, int(self._self_fence_s * 1000), steps)
+        named = [(self._namespaces.get(step, ""), step) for step in steps]
+        request = SupportRequest(self._holder.process, int(self._self_fence_s * 1000), named)
         answers = await self._answers(member, "support", request, list[bool])
         if answers is not None and len(answers) == len(steps):
             self._heard(member, [step for step, yes in zip(steps, answers, strict=True) if yes], sent_at=sent_at)
@@ -343,8 +347,15 @@ class RosterSupport:
         """A member asks to be supported as the holder of steps."""
         request = decode(body, SupportRequest)
         _check_size(len(request.steps))
+        # What is known here to have ended, or to belong to somebody else, is no business of the asker any more: it has
+        # been cut off, and would begin anew what it is about to hear the end of.
+        rows = await self._store.read(lambda reader: [reader.get("steps", *each) for each in request.steps])
         return msgspec.msgpack.encode(
-            [self._supports(step, peer.name, request.process, request.self_fence_ms) for step in request.steps]
+            [
+                (row is None or not (row.rank or row.deleted or row.text("owner") != peer.name))
+                and self._supports(step, peer.name, request.process, request.self_fence_ms)
+                for (_, step), row in zip(request.steps, rows, strict=True)
+            ]
         )
 
     def _supports(self, step_id: str, node: str, process: bytes, self_fence_ms: int) -> bool:

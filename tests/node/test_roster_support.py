@@ -199,7 +199,7 @@ async def test_a_voter_that_started_anew_remembers_its_vote(world):
 async def test_too_many_steps_in_one_request_are_refused(world):
     a = world.host("a")
     await world.up()
-    body = msgspec.msgpack.encode(SupportRequest(b"p", 2500, ["s"] * 1025))
+    body = msgspec.msgpack.encode(SupportRequest(b"p", 2500, [("default", "s")] * 1025))
     with pytest.raises(LimitError, match="limit is 1024"):
         await a.node.support.handle_support(PeerIdentity("node", "b"), body)
 
