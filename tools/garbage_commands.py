@@ -31,6 +31,7 @@ def _purge(
     history and payloads go once every member has seen the deletion. Nodes do this by themselves, by the settings
     doneRetentionMs and deadRetentionMs. At most 1,000 tasks go at once; `more` says that others are due.
 
+    \b
     Examples:
       relaymesh purge --done-retention-days 1 --dead-retention-days 30
     """
@@ -55,6 +56,7 @@ def _mesh_prune(
     that, and tells others nothing: ask each, or wait for their setting meshPruneOlderThanMs. A host that comes back
     after all is a member again, and copies everything anew.
 
+    \b
     Examples:
       relaymesh mesh-prune --node edge-7
       relaymesh mesh-prune --older-than 30d
