@@ -40,8 +40,6 @@ CALM_S = 2.0
 
 _APART: Mapping[str, float] = {"key-rotation": 0.3}
 """Kinds that are drawn apart from the sample, with this chance: seeds that do not draw them are as if they were not."""
-SNAPSHOTS: Sequence[Mapping[str, int]] = ({"bootstrapRowsMin": 100}, {"bootstrapRowsMin": 10}, {})
-"""How much a node must lack to be filled by a snapshot: as always, or little enough for a short run."""
 
 _LOSES_DATA = frozenset({"lying-sync", "stale-image", "wipe"})
 _OF_A_PROCESS = ("kill", "stop", "pause", "starve", "power-cut", "power-cut-at-write", "settings", "no-clock")
@@ -108,7 +106,6 @@ def draw(seed: int, *, nodes: tuple[int, int] = NODES) -> Scenario:
         settings={
             **draws.choice([SHORT_DWELL, SHORT_DWELL, {"suspectRecoverMinMs": 200, "deadRecoverMinMs": 5_000}]),
             "garbageIntervalMs": GARBAGE_INTERVAL_MS,
-            **stream(seed, "snapshots").choice(SNAPSHOTS),
         },
         random=RandomFaults(faults=draws.randint(*FAULTS), menu={kind: MENU[kind].weight for kind in sorted(part)}),
     )

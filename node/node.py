@@ -586,7 +586,7 @@ class Node:
     async def _handle_pull(self, peer: PeerIdentity, body: bytes, send: Callable[[bytes], Awaitable[None]]) -> bytes:
         # A node that is being filled itself has nothing to give but rows.
         is_whole = self.bootstrap.progress() is None
-        rows_min = self.spec.settings.bootstrap_rows_min if is_whole else None
+        rows_min = (self.spec.settings.bootstrap_rows_min or None) if is_whole else None
         return await serve_pull(self.store, body, send, snapshot_rows_min=rows_min)
 
     async def _handle_sync(self, peer: PeerIdentity, body: bytes, send: object) -> bytes:
