@@ -14,9 +14,9 @@ from mesh.rows import Row
 class DeletedStaysDeleted(Promise):
     """A version that is older than a deletion becomes current nowhere that knew of the deletion, forgotten or not.
 
-    At rest a row of a deleted task is there only if it was written after the deletion, as one that replaces it, and
-    nothing is left that belongs to a task which is gone. A database that lost its memory may bring things back until it
-    has heard from a peer.
+    At rest a row of a deleted task is there only if it was written after the deletion, as one that replaces it, or if
+    the deletion went with the disk it was written on; nothing is left that belongs to a task which is gone. A database
+    that lost its memory may bring things back until it has heard from a peer.
     """
 
     name = "deleted-stays-deleted"
@@ -61,7 +61,9 @@ class DeletedStaysDeleted(Promise):
             for row in replica.rows.values():
                 if row.table == "tasks":
                     deletion = self._deletions.get(row.key)
-                    if deletion is not None and not row.deleted and self._is_older(row, deletion):
+                    if deletion is None or self._went_with_a_disk(deletion):
+                        continue
+                    if not row.deleted and self._is_older(row, deletion):
                         yield f"{node} ended with {told(row)}, though {told(deletion)} deleted it"
                 elif task_id := row.text("task_id"):
                     task = replica.rows.get(("tasks", row.namespace, task_id))
@@ -71,3 +73,7 @@ class DeletedStaysDeleted(Promise):
     def _is_older(self, row: Row, deletion: Row) -> bool:
         first_ms = self._first_ms.get(dot_of(row), float("inf"))
         return first_ms < self._first_ms[dot_of(deletion)] and not wins(row, deletion)
+
+    def _went_with_a_disk(self, deletion: Row) -> bool:
+        """Whether the disk on which the deletion was written lost what it held, perhaps before anybody had a copy."""
+        return any(host.has_lost for host in self.mirror.of_node(deletion.node))
