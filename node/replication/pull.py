@@ -162,6 +162,7 @@ class Puller:
         self._wanted: dict[str, float] = {}
         self._failures: dict[str, int] = {}
         self._active: set[str] = set()
+        self._copying = trio.Lock()
         self._offsets_ms: dict[str, int] = {}
         """How far each peer's time was ahead of ours when it last answered."""
         self.pulled_at: dict[str, float] = {}
@@ -252,14 +253,7 @@ class Puller:
         )
         end = decode(answer, PullEnd)
         if end.away_too_long:
-            stable = Stable.from_wire(end.stable)
-            # The request may be older than what the peer has learned meanwhile, our own answer among it.
-            is_behind = not may_adopt(self._store.vector, self._store.origin, stable)
-            if is_behind:
-                log.warning("this node was away for too long to catch up by news: it copies all rows of %s", node_id)
-            else:
-                await self._store.adopt(stable)
-            return await self.pull(node_id, afresh=is_behind)
+            return await self._catch_up(node_id, Stable.from_wire(end.stable))
         if end.need_snapshot:
             self._on_answered()
             self._on_snapshot_needed(node_id, end.need_snapshot)
@@ -276,6 +270,19 @@ class Puller:
         self.rows_total += received
         self._on_finished(token)
         return received
+
+    async def _catch_up(self, node_id: str, stable: Stable) -> int:
+        """Pull again from a peer that said that news would not do: all rows, if that is still so when it is our turn.
+
+        One copy at a time: what the first brought mostly saves the others, which every peer asks for at once.
+        """
+        async with self._copying:
+            # The request may be older than what the peer has learned meanwhile, our own answer among it.
+            if not may_adopt(self._store.vector, self._store.origin, stable):
+                log.warning("this node was away for too long to catch up by news: it copies all rows of %s", node_id)
+                return await self.pull(node_id, afresh=True)
+        await self._store.adopt(stable)
+        return await self.pull(node_id)
 
     def offset_ms(self, node_id: str) -> int | None:
         """How far this peer's time was ahead of ours when it last answered a pull; None when it never did."""

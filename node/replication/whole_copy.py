@@ -2,7 +2,8 @@
 
 The peer sends every row that it has. What we hold and it has no more, although it has seen it, was deleted meanwhile,
 and the memory of that is gone everywhere: it is dropped. What only we have seen stays, and peers fetch it from us; only
-rows that belong to a row which is gone go with it.
+rows that belong to a row which is gone go with it. What was here and is forgotten comes back through no copy either:
+the peer may know less of it than we do.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from mesh.stability import Stable
 from mesh.version_vector import VersionVector
 from node.storage.garbage import row_name
 from node.storage.store import Store
-from node.storage.transaction import Arrival, Transaction
+from node.storage.transaction import Transaction
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class Copy:
 
         def apply(tx: Transaction) -> int:
             for row in rows:
-                tx.merge(row, Arrival.REPAIRED)
+                tx.merge(row)
             dropped = 0
             if vector is not None:
                 dropped = tx.drop_unsent(self._sent, vector)

@@ -10,6 +10,7 @@ from mesh.rows import Row
 from mesh.stability import Stable
 from mesh.tables import Column, Parent, Register, Table
 from mesh.version_vector import VersionVector
+from node.replication.whole_copy import Copy
 from node.storage.garbage import row_name
 from node.storage.transaction import Arrival
 from tests.node.conftest import STORE_TABLES
@@ -101,6 +102,26 @@ async def test_a_late_copy_of_what_was_forgotten_is_dropped_unless_it_mends_a_ga
     assert await store.write(lambda tx: tx.merge(old, Arrival.PUSHED)) == "stale"
     assert await get(store, "things", "x") is None
     assert await store.write(lambda tx: tx.merge(old, Arrival.REPAIRED)) == "applied"
+
+
+async def test_a_whole_copy_brings_back_nothing_that_was_forgotten_and_drops_what_the_peer_forgot(store):
+    here, there = foreign(1, key="forgotten-here"), foreign(2, key="forgotten-there")
+    await store.write(lambda tx: [tx.merge(row) for row in (here, there)])
+    await store.write(lambda tx: tx.put("things", "default", here.key, {}, deleted=True))
+    await adopt_all(store)
+    await collect(store)
+
+    theirs = VersionVector()
+    theirs.add(PEER, 1, 3)
+    copy = Copy(store)
+    await copy.add([here], None, None)
+    assert await get(store, "things", here.key) is None
+    assert await get(store, "things", there.key) is not None  # a copy that breaks off here has changed nothing
+    await copy.add([foreign(3, key="new")], Stable(), theirs)
+
+    assert await get(store, "things", here.key) is None
+    assert await get(store, "things", there.key) is None
+    assert await get(store, "things", "new") is not None
 
 
 async def test_a_row_made_anew_elsewhere_waits_for_the_pull_that_tells_why_it_may_win(store):
