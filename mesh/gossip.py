@@ -504,8 +504,10 @@ class Gossip:
         record = self._verdicts.verified(raw)
         if record is None:
             return None
+        own_word = record.tag == packet.sender and record.life == packet.life
+        if own_word:
+            self.members.recall(record, now)
         if self._verdicts.introduce(record, now) and record.tag != packet.sender:
             # A repair: there may be more where it came from, and waiting a whole period for it would be slow.
             self._sync_at = min(self._sync_at, now + 2 * self.profile.gossip_interval_s)
-        own_word = record.tag == packet.sender and record.life == packet.life
         return record.address if own_word else None

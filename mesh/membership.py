@@ -13,6 +13,7 @@ from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NamedTuple
 
 from mesh.identity import Certificate
 from mesh.ids import Address, Life
@@ -93,6 +94,14 @@ class Change:
     """False when only an incarnation rose: nothing that anyone outside the protocol acts on."""
 
 
+class _Forgotten(NamedTuple):
+    """The last that was known of a member that left the table."""
+
+    life: Life
+    incarnation: int
+    has_left: bool
+
+
 class Membership:
     """All members, this node included."""
 
@@ -102,7 +111,7 @@ class Membership:
         self._by_id: dict[str, Member] = {own.node_id: self._own}
         self._by_tag: dict[bytes, Member] = {own.tag: self._own}
         self._parked: dict[tuple[bytes, int, int, bytes], Claim] = {}
-        self._forgotten: dict[bytes, tuple[int, int]] = {}
+        self._forgotten: dict[bytes, _Forgotten] = {}
         self._gone: list[str] = []
         self.version = 0
         """Rises with every change of a status, life, incarnation or address, and when a member comes or goes."""
@@ -256,7 +265,21 @@ class Membership:
         Such a record would bring back a ghost for ever, passed from one who forgot to the next.
         """
         last = self._forgotten.get(record.tag)
-        return last is not None and (record.life, record.body.incarnation) <= last
+        return last is not None and (record.life, record.body.incarnation) <= (last.life, last.incarnation)
+
+    def recall(self, record: MemberRecord, now: float) -> None:
+        """Take back a member that was forgotten as DEAD and now speaks itself, by the record that it speaks with.
+
+        It comes back as DEAD as it was, is told so, and refutes that: all who forgot it believe the record which it
+        signs then. Without this, a cut that outlasts a pruning would keep a living member out until it starts again.
+        """
+        last = self._forgotten.get(record.tag)
+        if last is None or last.has_left or record.body.left or record.life != last.life:
+            return
+        if self.was_forgotten(record) and self._make_room():
+            del self._forgotten[record.tag]
+            self._add(record, now)
+            self._set_status(self._by_tag[record.tag], Status.DEAD, now)
 
     def prune(self, now: float) -> None:
         """Forget members that have been LEFT for long.
@@ -272,7 +295,7 @@ class Membership:
     def forget(self, node_id: str) -> bool:
         """Forget a member that is DEAD or LEFT, for good: an operator says that it will not come back as it was.
 
-        False, with nothing changed, when it is active, ourselves or unknown. A later life of it is a new member.
+        False, with nothing changed, when it is active, ourselves or unknown. Only itself can bring it back.
         """
         member = self._by_id.get(node_id)
         if member is None or member.active or member is self._own:
@@ -397,7 +420,7 @@ class Membership:
         self._gone.append(member.node_id)
         if len(self._forgotten) >= FORGOTTEN_MAX:
             del self._forgotten[next(iter(self._forgotten))]
-        self._forgotten[member.tag] = (member.life, member.incarnation)
+        self._forgotten[member.tag] = _Forgotten(member.life, member.incarnation, member.status is Status.LEFT)
         self._active_others = None
         self.version += 1
 

@@ -164,6 +164,28 @@ def test_members_that_left_are_forgotten_after_a_day_and_their_last_record_does_
     assert members.apply_record(record(boot=2), 1e6) is not None
 
 
+def test_only_a_member_itself_brings_back_what_was_forgotten_of_it_and_as_dead_as_it_was() -> None:
+    members = table("b")
+    members.accuse(claim(member(members)), "c", 0.0)
+    members.declare_dead(member(members), Reason.SUSPICION_EXPIRED, "a", 0.0)
+    assert members.forget("b")
+    assert members.apply_record(record(), 2.0) is None  # from one who had not forgotten it
+    members.recall(record(), 3.0)
+    assert member(members).status is Status.DEAD
+    change = members.apply_record(record(incarnation=1), 4.0)
+    assert change is not None
+    assert (change.before, change.after) == (Status.DEAD, Status.ALIVE)
+
+
+def test_one_that_said_goodbye_or_was_never_here_is_not_recalled() -> None:
+    members = table("b")
+    members.recall(record("c"), 1.0)
+    members.apply_record(record(incarnation=1, left=True), 1.0)
+    assert members.forget("b")
+    members.recall(record(), 2.0)
+    assert [m.node_id for m in members.all()] == ["a"]
+
+
 def test_a_full_table_makes_room_by_forgetting_the_longest_gone_and_never_the_living() -> None:
     members = table("b", "c", members_max=3)
     assert members.apply_record(record("d"), 1.0) is None

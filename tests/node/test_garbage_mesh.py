@@ -82,6 +82,29 @@ async def test_a_member_that_was_pruned_copies_everything_anew_and_brings_nothin
     await world.until(lambda: list(a.node.roster.members()) == ["b", "c"])
 
 
+async def test_two_sides_that_gave_each_other_up_bring_nothing_back_to_each_other(world, autojump_clock):
+    a, b, c = hosts = [world.host(name) for name in "abc"]
+    await world.up()
+    await finished(a)
+    await world.until(world.agree)
+    world.network.cut("ab", "c")
+    await finished(a, 2)
+    await finished(c, 2)
+    await world.until(lambda: a.sees("c") == b.sees("c") == c.sees("a") == c.sees("b") == "DEAD")
+    await a.admin("purge", **ALL)
+    for host, gone in ((a, "c"), (b, "c"), (c, "a"), (c, "b")):
+        await host.admin("mesh-prune", nodeId=gone)
+    await world.until(lambda: is_forgotten(a, b), 1_500.0)
+    await c.admin("purge", **ALL)
+    await world.until(lambda: is_forgotten(c), 1_500.0)
+    kept = await a.submit(input="kept")
+
+    world.network.heal()
+    await world.until(world.agree, 300.0)
+    for host in hosts:
+        assert [row.key for row in await host.rows("tasks")] == [kept]
+
+
 async def test_what_is_alive_or_unknown_is_not_pruned(world, autojump_clock):
     a = world.host("a")
     world.host("b")
