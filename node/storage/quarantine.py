@@ -16,7 +16,7 @@ from mesh.ids import Origin
 from mesh.row_codec import CHUNK_LIMITS, INT_MAX, decode_rows
 from mesh.rows import Row
 from node.storage.reader import Reader
-from node.storage.transaction import Transaction
+from node.storage.transaction import Arrival, Transaction
 
 _COLUMNS = "o.node, o.incarnation, q.seq, q.table_name, q.namespace, q.key, q.reason, q.detail, q.hlc, q.at_ms"
 _FROM = "FROM quarantine AS q JOIN origins AS o ON o.oid = q.oid"
@@ -88,7 +88,7 @@ def retry(transaction: Transaction, name: str) -> tuple[str, Entry | None]:
     """
     before, row = entry(transaction, name)
     _delete(transaction, before)
-    outcome = transaction.merge(row)
+    outcome = transaction.merge(row, Arrival.REPAIRED)  # its dot was seen when it was put aside
     # How long it has been lying here is what an operator wants to know, not when somebody last looked.
     transaction.execute(
         "UPDATE quarantine SET at_ms = ? WHERE seq = ? AND oid = (SELECT oid FROM origins WHERE node = ? AND "
