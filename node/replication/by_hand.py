@@ -4,6 +4,8 @@ An export that was cut short by a limit claims the dots of its own rows only, so
 rest. An import merges chunk after chunk and may stop anywhere: merging again changes nothing. What the envelope's
 cursor claims beyond its rows is joined in the transaction of the last chunk, and only where everything that the
 envelope builds upon (`since`) is here.
+
+Like a pull, an envelope carries what its source knew to be stable, which is adopted before its rows (`mesh.stability`).
 """
 
 from __future__ import annotations
@@ -12,14 +14,15 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 
-from mesh.errors import LimitError
+from mesh.errors import ConfigError, LimitError
 from mesh.identity import Identity
 from mesh.row_codec import encode_rows, row_digest
 from mesh.rows import Row
+from mesh.stability import Stable, was_away_too_long
 from mesh.version_vector import VersionVector
 from node.replication.envelope import CHUNKS_BYTES_MAX, Opened, seal
-from node.replication.pull import CHUNK_ROWS_MAX
-from node.storage.reader import Chunk, PullCursor, Reader
+from node.replication.pull import CHUNK_ROWS_MAX, read_chunk
+from node.storage.reader import PullCursor, Reader
 from node.storage.store import Store
 from node.storage.transaction import Transaction
 from node.work import transitions
@@ -59,10 +62,12 @@ async def export(store: Store, identity: Identity, since: VersionVector, *, rows
     sent = since.copy()
     after: PullCursor | None = None
     complete: VersionVector | None = None
+    stable = Stable()
     size = 0
     while complete is None and counts.total() < rows_max:
         wanted = min(CHUNK_ROWS_MAX, rows_max - counts.total())
-        chunk = await store.read(partial(_chunk, since=since, rows_max=wanted, after=after))
+        chunk, known = await store.read(partial(read_chunk, theirs=since, rows_max=wanted, after=after))
+        stable = stable.joined(known)
         encoded = encode_rows(chunk.rows)
         if size + len(encoded) > CHUNKS_BYTES_MAX:
             if not chunks:
@@ -84,6 +89,7 @@ async def export(store: Store, identity: Identity, since: VersionVector, *, rows
         identity,
         since=since,
         cursor=sent,
+        stable=stable,
         complete=complete is not None,
         chunks=chunks,
         counts=dict(sorted(counts.items())),
@@ -94,7 +100,17 @@ async def export(store: Store, identity: Identity, since: VersionVector, *, rows
 
 
 async def import_opened(store: Store, opened: Opened) -> Imported:
-    """Merge what an envelope brings, durably. What store.write raises leaves merged what earlier chunks brought."""
+    """Merge what an envelope brings, durably. What store.write raises leaves merged what earlier chunks brought.
+
+    ConfigError, with nothing changed, where this replica may hold rows that the source has forgotten to be deleted.
+    """
+    is_known = store.stable.includes(opened.stable)
+    if was_away_too_long(store.vector, store.origin, opened.stable, same_stable=is_known):
+        raise ConfigError(
+            "this node was away for longer than the mesh remembers deletions, and no envelope can mend that: let it "
+            "reach a member by a stream, from which it copies all rows"
+        )
+    await store.adopt(opened.stable)
     outcomes: Counter[str] = Counter()
     chunks = opened.chunks or [[]]
     # Decided first: the chunks themselves may bring some of what `since` covers, and that would be no proof.
@@ -111,10 +127,6 @@ async def compare(store: Store, opened: Opened) -> Compared:
     for chunk in opened.chunks:
         found.update(await store.read(partial(_compare_chunk, rows=chunk)))
     return Compared(found["same"], found["overwritten"], found["missing"], found["differing"])
-
-
-def _chunk(reader: Reader, *, since: VersionVector, rows_max: int, after: PullCursor | None) -> Chunk:
-    return reader.rows_missing_from(since, rows_max=rows_max, after=after)
 
 
 async def _merge(store: Store, rows: list[Row], vector: VersionVector | None) -> list[str]:

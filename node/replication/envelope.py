@@ -17,6 +17,7 @@ from mesh.errors import ConfigError, RecordError
 from mesh.identity import Authority, Certificate, Identity, verify
 from mesh.row_codec import RowLimits, decode_rows
 from mesh.rows import Row
+from mesh.stability import Stable
 from mesh.version_vector import VersionVector
 
 SCHEMA_VERSION: Final = "relaymesh.replication.v2"
@@ -47,6 +48,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     limit: int
     since: bytes
     cursor: bytes
+    stable: bytes
+    """What the source knew to be stable, as `mesh.stability.Stable.to_wire`: to be adopted before the rows."""
     complete: bool
     """Whether the source had nothing more behind `since`; else export again since this envelope."""
     counts: dict[str, int]
@@ -71,6 +74,7 @@ class Opened(msgspec.Struct, frozen=True):
     envelope: Envelope
     since: VersionVector
     cursor: VersionVector
+    stable: Stable
     chunks: list[list[Row]]
 
     @property
@@ -84,6 +88,7 @@ def seal(
     *,
     since: VersionVector,
     cursor: VersionVector,
+    stable: Stable,
     complete: bool,
     chunks: Sequence[bytes],
     counts: Mapping[str, int],
@@ -100,6 +105,7 @@ def seal(
         limit=limit,
         since=since.to_wire(),
         cursor=cursor.to_wire(),
+        stable=stable.to_wire(),
         complete=complete,
         counts=dict(counts),
         chunks=list(chunks),
@@ -160,7 +166,8 @@ def _opened(envelope: Envelope) -> Opened:
     if len(envelope.chunks) > CHUNKS_MAX or sum(map(len, envelope.chunks)) > CHUNKS_BYTES_MAX:
         raise RecordError(f"it holds more than {CHUNKS_MAX} chunks or {CHUNKS_BYTES_MAX} bytes of rows")
     since, cursor = VersionVector.from_wire(envelope.since), VersionVector.from_wire(envelope.cursor)
-    return Opened(envelope, since, cursor, [decode_rows(chunk, limits=_LIMITS) for chunk in envelope.chunks])
+    stable = Stable.from_wire(envelope.stable)
+    return Opened(envelope, since, cursor, stable, [decode_rows(chunk, limits=_LIMITS) for chunk in envelope.chunks])
 
 
 def _digest(content: bytes) -> str:

@@ -98,7 +98,7 @@ async def serve_pull(
     cursor: PullCursor | None = None
     told = request.stable
     while True:
-        chunk, stable = await store.read(partial(_chunk, theirs=theirs, after=cursor))
+        chunk, stable = await store.read(partial(read_chunk, theirs=theirs, rows_max=CHUNK_ROWS_MAX, after=cursor))
         if was_away_too_long(theirs, origin, stable, same_stable=stable.digest() == request.stable):
             vector = VersionVector().to_wire()
             return msgspec.msgpack.encode(
@@ -115,8 +115,11 @@ async def serve_pull(
         cursor = chunk.cursor
 
 
-def _chunk(reader: Reader, *, theirs: VersionVector, after: PullCursor | None) -> tuple[Chunk, Stable]:
-    return reader.rows_missing_from(theirs, rows_max=CHUNK_ROWS_MAX, after=after), reader.stable()
+def read_chunk(
+    reader: Reader, *, theirs: VersionVector, rows_max: int, after: PullCursor | None
+) -> tuple[Chunk, Stable]:
+    """Rows for a peer, and what was known to be stable in the very transaction that read them."""
+    return reader.rows_missing_from(theirs, rows_max=rows_max, after=after), reader.stable()
 
 
 def need_snapshot(store: Store, origin: Origin, reason: str) -> bytes:

@@ -9,6 +9,7 @@ import pytest
 
 from mesh.errors import ConfigError, StoreError
 from mesh.identity import Authority
+from mesh.stability import Stable
 from mesh.version_vector import VersionVector
 from node.replication import by_hand
 from node.replication.envelope import Envelope, open_envelope, seal
@@ -64,6 +65,41 @@ async def test_an_import_brings_work_and_the_vector_and_again_changes_nothing(pa
     assert (again["applied"], again["staleSkipped"]) == (0, again["rows"])
     checked = await b.admin("replication-verify", envelope=document)
     assert (checked["ok"], checked["missing"], checked["differing"]) == (True, 0, 0)
+
+
+async def test_a_row_made_anew_wins_over_a_tombstone_that_its_source_has_forgotten(pair, autojump_clock):
+    a, b = pair
+    task = await a.submit(input="x", idempotencyKey="k")
+    await a.wait(task)
+    await a.admin("purge", doneRetentionMs=0)
+    await b.admin("replication-import", envelope=await exported(a))
+    for host in (a, b):
+        (row,) = await host.rows("tasks")
+        assert row.deleted
+    seen = a.node.store.vector.copy()
+    await a.node.store.write(lambda tx: (tx.adopt(Stable(seen, seen)), tx.collect_garbage()))
+
+    assert await a.submit(input="x", idempotencyKey="k") == task
+    answer = await b.admin("replication-import", envelope=await exported(a))
+    assert answer["vectorJoined"]
+    (row,) = await b.rows("tasks")
+    assert not row.deleted
+
+
+async def test_an_envelope_does_not_mend_a_node_that_was_away_too_long(pair, autojump_clock):
+    a, b = pair
+    task = await a.submit(input="x")
+    await a.wait(task)
+    first = await exported(a)
+    await b.admin("replication-import", envelope=first)
+    await a.admin("purge", doneRetentionMs=0)
+    seen = a.node.store.vector.copy()
+    await a.node.store.write(lambda tx: (tx.adopt(Stable(seen, seen)), tx.collect_garbage()))
+
+    before = b.node.store.vector
+    with pytest.raises(ConfigError, match="away for longer than the mesh remembers"):
+        await b.admin("replication-import", envelope=await exported(a, since=opened(b, first).envelope.cursor))
+    assert b.node.store.vector == before
 
 
 async def test_small_envelopes_in_a_row_miss_nothing(pair, autojump_clock):
@@ -164,6 +200,7 @@ async def test_a_document_in_the_name_of_another_node_is_refused(pair, autojump_
         a.node.spec.identity,
         since=VersionVector(),
         cursor=VersionVector(),
+        stable=Stable(),
         complete=True,
         chunks=[],
         counts={},
