@@ -133,7 +133,7 @@ class Disk(Protocol):
     """Whether several connections may use one database through it. A simulated disk has one connection a database."""
 
     def free_bytes(self) -> int:
-        """Bytes that this node may still write."""
+        """Bytes that this node may still write; StoreError when the disk does not say."""
         ...
 
     def load(self, name: str) -> bytes | None:

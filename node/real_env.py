@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 import outcome
 import trio
 
+from mesh.errors import StoreError
 from node import durable_files
 from node.durable_files import sync_directory
 from node.env import Env, Executor, Net
@@ -48,8 +49,11 @@ class LocalDisk:
         self.shared_memory = True
 
     def free_bytes(self) -> int:
-        """Bytes that an ordinary user may still write where the root is."""
-        space = os.statvfs(self.root)
+        """Bytes that an ordinary user may still write where the root is; StoreError when the disk does not say."""
+        try:
+            space = os.statvfs(self.root)
+        except OSError as error:
+            raise StoreError(f"the disk of {self.root} does not say what is free: {error.strerror}") from error
         return space.f_bavail * space.f_frsize
 
     def load(self, name: str) -> bytes | None:

@@ -34,7 +34,7 @@ from node.replication.snapshot import (
     chunk_digest,
 )
 from node.storage.database import DISK_ERRORS
-from node.storage.database_copy import CopyFile
+from node.storage.database_copy import CopyFile, remove_copy
 from node.storage.reader import Reader
 from node.storage.store import Store
 from node.storage.transaction import Transaction
@@ -260,12 +260,7 @@ class Bootstrap:
             await self._env.reader_thread.run(self._remove)
 
     def _remove(self) -> None:
-        # With its journals: those of a part that was being adopted would be poison beside the next one.
-        for suffix in ("", "-journal", "-wal", "-shm"):
-            try:
-                self._env.disk.remove(f"{self._path.name}{suffix}")
-            except OSError as error:
-                log.warning("cannot remove %s%s: %s", self._path, suffix, error.strerror)
+        remove_copy(self._env.disk, self._path)
 
 
 def _merge(tx: Transaction, *, rows: list[Row]) -> None:

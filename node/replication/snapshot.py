@@ -21,7 +21,7 @@ from mesh.version_vector import VersionVector
 from node.env import Env
 from node.replication.calls import decode
 from node.storage.database import DISK_ERRORS
-from node.storage.database_copy import CopyFile
+from node.storage.database_copy import CopyFile, remove_copy
 from node.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def is_far_behind(mine: VersionVector, theirs: VersionVector, *, rows_min: int) 
 
     Counted in sequence numbers: a version that was overwritten since costs a pull nothing, so this is an upper bound.
     """
-    missing = sum(hi - lo + 1 for ranges in theirs.missing_from(mine).values() for lo, hi in ranges)
+    missing = VersionVector(theirs.missing_from(mine)).count()
     return missing >= rows_min and missing > MISSING_SHARE_MIN * mine.count()
 
 
@@ -159,13 +159,21 @@ class SnapshotDonor:
             raise LimitError(f"no room for a copy of {size} bytes here: ask another node, or free some disk")
         await self._env.reader_thread.run(self._remove)
         await self._store.copy_to(self._path)
-        file = await self._env.reader_thread.run(lambda: CopyFile(self._path, self._env.disk.vfs))
-        whole, total = hashlib.blake2b(digest_size=DIGEST_BYTES), file.size()
-        offset = 0
-        while offset < total:
-            data = await self._read(file, offset)
-            whole.update(data)
-            offset += len(data)
+        try:
+            file, total = await self._env.reader_thread.run(self._open)
+        except DISK_ERRORS as error:
+            raise StoreError(f"the snapshot cannot be read: {error}") from error
+        whole, offset = hashlib.blake2b(digest_size=DIGEST_BYTES), 0
+        try:
+            while offset < total:
+                data = await self._read(file, offset)
+                whole.update(data)
+                offset += len(data)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._env.reader_thread.run(file.close)
+                await self._env.reader_thread.run(self._remove)
+            raise
         self._kept = _Kept(SnapshotOffer(whole.hexdigest(), total), file, self._env.clock.monotonic())
         self.made_total += 1
         self._made.set()
@@ -178,9 +186,13 @@ class SnapshotDonor:
             await self._env.reader_thread.run(kept.file.close)
             await self._env.reader_thread.run(self._remove)
 
+    def _open(self) -> tuple[CopyFile, int]:
+        file = CopyFile(self._path, self._env.disk.vfs)
+        try:
+            return file, file.size()
+        except BaseException:
+            file.close()
+            raise
+
     def _remove(self) -> None:
-        for suffix in ("", "-journal", "-wal"):
-            try:
-                self._env.disk.remove(f"{self._path.name}{suffix}")
-            except OSError as error:
-                log.warning("cannot remove %s%s: %s", self._path, suffix, error.strerror)
+        remove_copy(self._env.disk, self._path)

@@ -8,14 +8,19 @@ tell who made it, nor be taken for it.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import apsw
 
 from mesh.tables import Table
+from node.env import Disk
 from node.storage.database import META_HLC
 from node.storage.reader import META_STABLE
+
+log = logging.getLogger(__name__)
 
 COPY_PAGES = 200
 """Pages a step: 800 KiB, about a millisecond, after which commits have their turn."""
@@ -101,8 +106,18 @@ class CopyFile:
         self._file.xSync(apsw.SQLITE_SYNC_FULL)
 
     def close(self) -> None:
-        """Let go of it."""
-        self._file.xClose()
+        """Let go of it. Raises nothing: what had to last was made to by `sync`, which says so."""
+        with contextlib.suppress(apsw.Error):
+            self._file.xClose()
+
+
+def remove_copy(disk: Disk, path: Path) -> None:
+    """Delete a copy beside the database, with the journals that one which was opened may have left behind."""
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        try:
+            disk.remove(f"{path.name}{suffix}")
+        except OSError as error:
+            log.warning("cannot remove %s%s: %s", path, suffix, error.strerror)
 
 
 def sync_file(path: Path, vfs: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from mesh.errors import FrameError, NotFoundError, UnavailableError
+from mesh.errors import FrameError, NotFoundError, StoreError, UnavailableError
 from mesh.ids import Address, Origin
 from mesh.version_vector import VersionVector
 from node.replication import bootstrap, snapshot
@@ -99,6 +99,23 @@ async def pair(make_world, monkeypatch):
 
 async def keys(store) -> list[str]:
     return await store.read(lambda reader: [row.key for row in reader.select("notes", order="key")])
+
+
+@pytest.mark.parametrize("fails", ["free_bytes", "open", "read"])
+async def test_a_donor_whose_disk_fails_says_so_and_keeps_nothing(pair, autojump_clock, monkeypatch, fails):
+    def broken(*_: object) -> None:
+        raise StoreError("no") if fails == "free_bytes" else apsw.IOError("no")
+
+    if fails == "free_bytes":
+        monkeypatch.setattr(pair.source._env.disk, "free_bytes", broken)
+    elif fails == "open":
+        monkeypatch.setattr(snapshot.CopyFile, "__init__", broken)
+    else:
+        monkeypatch.setattr(snapshot.CopyFile, "read", broken)
+    with pytest.raises(StoreError):
+        await pair.donor.handle_offer(msgspec.msgpack.encode(SnapshotWish()))
+    if fails == "read":
+        assert not pair.donor._path.exists()
 
 
 async def test_a_filled_node_has_all_that_both_had_and_its_own_rows_keep_their_names(pair, autojump_clock):
