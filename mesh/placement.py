@@ -51,6 +51,15 @@ def rendezvous(work: str, nodes: Iterable[str]) -> list[str]:
     Every node that knows the same candidates computes the same order. Ties cannot happen in practice; they would fall
     to the lower name, so that the order stays total.
     """
-    # Highest random weight (Thaler and Ravishankar, 1996). A keyed hash would do no more: the names are ours.
-    weight = {node: hashlib.blake2b(f"{work}\0{node}".encode(), digest_size=8).digest() for node in nodes}
+    weight = {node: _weight(work, node) for node in nodes}
     return sorted(sorted(weight), key=lambda node: weight[node], reverse=True)
+
+
+def first_of(work: str, nodes: Iterable[str]) -> str | None:
+    """Who stands first in that order; None when there is nobody."""
+    return max(sorted(nodes), key=lambda node: _weight(work, node), default=None)
+
+
+def _weight(work: str, node: str) -> bytes:
+    # Highest random weight (Thaler and Ravishankar, 1996). A keyed hash would do no more: the names are ours.
+    return hashlib.blake2b(f"{work}\0{node}".encode(), digest_size=8).digest()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mesh.errors import RelayMeshError
-from mesh.placement import rendezvous
+from mesh.placement import first_of
 from mesh.rows import Row
 from node.env import Env
 from node.storage.reader import Reader
@@ -75,29 +75,31 @@ def purge(tx: Transaction, tasks: list[Row], retention: Retention, purged: Purge
                 purged.done += 1
 
 
-def due_tasks(
-    reader: Reader, retention: Retention, *, now_ms: int, namespace: str | None, is_mine: Callable[[str], bool]
-) -> list[Row]:
-    """Tasks whose time is over, oldest first, at most PURGE_TASKS_MAX."""
+def due_page(
+    reader: Reader,
+    retention: Retention,
+    *,
+    now_ms: int,
+    namespace: str,
+    after: tuple[int, str],
+    is_mine: Callable[[str], bool],
+) -> tuple[list[Row], tuple[int, str] | None]:
+    """Tasks whose time is over among the next PAGE_TASKS_MAX of a namespace, oldest first.
+
+    With them the place behind which to go on; None when there is nothing more that is old enough.
+    """
     if retention.shortest_ms is None:
-        return []
-    before = max(0, now_ms - retention.shortest_ms) << 16
-    found: list[Row] = []
-    for space in [namespace] if namespace is not None else _namespaces(reader):
-        after = (-1, "")
-        while len(found) < PURGE_TASKS_MAX:
-            page = reader.select(
-                "tasks",
-                "namespace = ? AND deleted = 0 AND created_hlc <= ? AND (created_hlc, key) > (?, ?)",
-                (space, before, *after),
-                order="created_hlc, key",
-                limit=PAGE_TASKS_MAX,
-            )
-            found += [task for task in page if is_mine(task.key) and _due(reader, task, retention, now_ms) is not None]
-            if len(page) < PAGE_TASKS_MAX:
-                break
-            after = (page[-1].integer("created_hlc"), page[-1].key)
-    return found[:PURGE_TASKS_MAX]
+        return [], None
+    page = reader.select(
+        "tasks",
+        "namespace = ? AND deleted = 0 AND created_hlc <= ? AND (created_hlc, key) > (?, ?)",
+        (namespace, max(0, now_ms - retention.shortest_ms) << 16, *after),
+        order="created_hlc, key",
+        limit=PAGE_TASKS_MAX,
+    )
+    due = [task for task in page if is_mine(task.key) and _due(reader, task, retention, now_ms) is not None]
+    is_last = len(page) < PAGE_TASKS_MAX
+    return due, None if is_last else (page[-1].integer("created_hlc"), page[-1].key)
 
 
 def _namespaces(reader: Reader) -> list[str]:
@@ -114,6 +116,10 @@ def _due(reader: Reader, task: Row, retention: Retention, now_ms: int) -> Status
     # Stamps may run ahead of this host's clock, and then the task is kept a little longer.
     ended_ms = max((step.hlc >> 16 for step in steps), default=0)
     return status if kept_ms is not None and ended_ms + kept_ms <= now_ms else None
+
+
+def _stands_first(me: str, alive: list[str], task_id: str) -> bool:
+    return first_of(task_id, alive) == me
 
 
 class Purger:
@@ -138,7 +144,6 @@ class Purger:
         self._may_write = may_write
         self._retention = retention
         self._every_s = every_s
-        self.purged = Purged()
 
     async def run(self) -> None:
         """Delete now and then, until cancelled."""
@@ -148,27 +153,26 @@ class Purger:
             await self._env.clock.sleep(self._every_s * (0.5 + self._env.rng.random()))
             try:
                 if self._may_write():
-                    await self.purge(self._retention, is_mine=self._is_mine)
+                    # The members of now: what a reading thread asked of gossip would change under its hands.
+                    await self.purge(self._retention, is_mine=partial(_stands_first, self._me, self._alive()))
             except RelayMeshError as error:
                 log.warning("cannot delete old tasks now: %s", error)
-
-    def _is_mine(self, task_id: str) -> bool:
-        return rendezvous(task_id, self._alive())[:1] == [self._me]
 
     async def purge(
         self, retention: Retention, *, namespace: str | None = None, is_mine: Callable[[str], bool] = lambda _: True
     ) -> Purged:
         """Delete what is due by this rule, at most PURGE_TASKS_MAX tasks; returns how many went."""
         now_ms = self._store.physical_ms()
-        tasks = await self._store.read(
-            partial(due_tasks, retention=retention, now_ms=now_ms, namespace=namespace, is_mine=is_mine)
-        )
         purged = Purged()
-        for start in range(0, len(tasks), PAGE_TASKS_MAX):
-            part, page = Purged(), tasks[start : start + PAGE_TASKS_MAX]
-            await self._store.write(partial(purge, tasks=page, retention=retention, purged=part))
-            purged.done += part.done
-            purged.dead += part.dead
-        self.purged.done += purged.done
-        self.purged.dead += purged.dead
+        for space in [namespace] if namespace is not None else await self._store.read(_namespaces):
+            after: tuple[int, str] | None = (-1, "")
+            # A page at a time: pulls and queries have their turn in between, and no long read pins the log.
+            while after is not None and (room := PURGE_TASKS_MAX - purged.done - purged.dead) > 0:
+                look = partial(due_page, now_ms=now_ms, namespace=space, after=after, is_mine=is_mine)
+                page, after = await self._store.read(partial(look, retention=retention))
+                if page:
+                    part = Purged()
+                    await self._store.write(partial(purge, tasks=page[:room], retention=retention, purged=part))
+                    purged.done += part.done
+                    purged.dead += part.dead
         return purged
