@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from mesh.errors import ConflictError
+from mesh.errors import ConfigError, ConflictError, RecordError
 from node import identity_files
 from node.identity_files import Enrolment
 from node.node import Node
@@ -45,6 +45,10 @@ class Reenrolment:
         run = self._node.env.writer_thread.run
         before = self._node.spec.identity.certificate
         enrolment = await run(partial(identity_files.read_enrolment, file))
+        try:
+            self._node.authority.check_standing(enrolment.certificate)
+        except RecordError as error:
+            raise ConfigError(f"{file} cannot be used: {error}") from None
         contexts = make_contexts(enrolment.tls_material)
         if enrolment.certificate == before:
             raise ConflictError(f"{file} is what this node uses already: enroll {before.name} anew")
