@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mesh.ids import split_life
+
 LOST_LEASES_MAX = 5
 """So many leases whose owner's process ended during the run mark the work as poison.
 
@@ -60,13 +62,13 @@ class LostLease(NamedTuple):
 def ended_processes(lost: Sequence[LostLease], current_life: Callable[[str], int | None]) -> int:
     """How many of these leases ended with their owner's process, as far as is known.
 
-    A node that shows a later life has proven that the old process ended. A node that is merely away has not: a
-    partition must never turn good work into poison.
+    A node that shows a later start has proven that the old process ended. A node that is merely away has not, nor one
+    that goes on under a later enrolment: neither a partition nor a certificate may turn good work into poison.
     """
     count = 0
     for lease in lost:
         life = current_life(lease.node)
-        if life is not None and life > lease.life:
+        if life is not None and life > lease.life and split_life(life)[1] != split_life(lease.life)[1]:
             count += 1
     return count
 

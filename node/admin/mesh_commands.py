@@ -229,7 +229,7 @@ class MeshCommands:
             "schemaVersion": node.store.schema,
             "nodeId": node.spec.node_id,
             "cluster": node.spec.identity.certificate.cluster.hex(),
-            "life": node.life,
+            "life": node.gossip.members.own.life,
             "profile": node.spec.profile.name,
             "root": str(self._config.root),
         }

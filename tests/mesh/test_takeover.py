@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mesh.ids import make_life
 from mesh.takeover import LOST_LEASES_MAX, LostLease, OwnerState, ended_processes, is_poison, is_takeable, plan, wait_s
 
 
@@ -34,6 +35,12 @@ def test_only_a_later_life_proves_that_the_process_ended():
     lives = {"a": 6, "b": 5}
 
     assert ended_processes(lost, lives.get) == 1
+
+
+def test_a_node_that_goes_on_under_a_later_enrolment_has_not_ended():
+    lost = [LostLease("a", make_life(1, 7))] * LOST_LEASES_MAX
+    assert not is_poison(lost, {"a": make_life(2, 7)}.get)
+    assert is_poison(lost, {"a": make_life(2, 8)}.get)
 
 
 def test_the_fifth_ended_process_is_poison_and_five_partitions_are_not():
