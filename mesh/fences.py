@@ -15,7 +15,7 @@ from mesh.ids import NODE_ID_CHARS_MAX
 from mesh.rows import Row
 
 _FENCE = re.compile(r"[0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{16}-[0-9a-f]{64}")
-_COUNTER_MAX = (1 << 32) - 1
+COUNTER_MAX = (1 << 32) - 1
 _COMPLEMENT = bytes(255 - byte for byte in range(256))
 
 
@@ -31,7 +31,7 @@ class Fence(NamedTuple):
     def encode(self) -> str:
         """108 characters of lower-case hex and dashes. Greater text means the lease that wins."""
         # Fixed width is what makes text order equal number order, so a counter that outgrows its field must not pass.
-        assert max(self.generation, self.cluster_epoch, self.lease_epoch) <= _COUNTER_MAX, self
+        assert max(self.generation, self.cluster_epoch, self.lease_epoch) <= COUNTER_MAX, self
         return (
             f"{self.generation:08x}-{self.cluster_epoch:08x}-{self.lease_epoch:08x}-{self.lease_hlc:016x}"
             f"-{_inverted(self.node).hex()}"

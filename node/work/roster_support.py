@@ -12,15 +12,16 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import msgspec
 import trio
 
 from mesh.errors import LimitError, RelayMeshError, UnavailableError
+from mesh.fences import COUNTER_MAX
 from mesh.ids import Address
 from mesh.rows import Row
-from mesh.support import MARGIN, Ballot, Holder, Support, Supporter, Vote, majority, may_vote
+from mesh.support import MARGIN, SELF_FENCE_MAX_S, Ballot, Holder, Support, Supporter, Vote, majority, may_vote
 from mesh.takeover import OwnerState
 from node.env import Env, PeerIdentity
 from node.replication.calls import Caller, decode
@@ -56,11 +57,16 @@ class Members(Protocol):
         ...
 
 
+_FenceMs = Annotated[int, msgspec.Meta(ge=1, le=int(SELF_FENCE_MAX_S * 1000))]
+_Counter = Annotated[int, msgspec.Meta(ge=0, lt=COUNTER_MAX)]
+"""Below the greatest, since a taker that must exceed it goes one higher."""
+
+
 class SupportRequest(msgspec.Struct, array_like=True):
     """`support`: do you support this process as the holder of these steps? The answer is one bool for each."""
 
     process: bytes
-    self_fence_ms: int
+    self_fence_ms: _FenceMs
     steps: list[tuple[str, str]]
     """Namespace and step id of each."""
 
@@ -69,8 +75,8 @@ class VoteRequest(msgspec.Struct, array_like=True):
     """`vote`: may this process take these steps? Each is (namespace, step id, generation, lease epoch)."""
 
     process: bytes
-    self_fence_ms: int
-    wanted: list[tuple[str, str, int, int]]
+    self_fence_ms: _FenceMs
+    wanted: list[tuple[str, str, _Counter, _Counter]]
 
 
 class VoteAnswer(msgspec.Struct, array_like=True):
@@ -80,7 +86,7 @@ class VoteAnswer(msgspec.Struct, array_like=True):
     """
 
     granted: bool
-    epoch: int
+    epoch: _Counter
     rival: bool = False
 
 
@@ -237,7 +243,8 @@ class RosterSupport:
         with trio.move_on_after(self._self_fence_s / 2):
             async with trio.open_nursery() as nursery:
                 for member, steps in by_member.items():
-                    nursery.start_soon(self._ask, member, steps[:WORKS_MAX])
+                    for start in range(0, len(steps), WORKS_MAX):
+                        nursery.start_soon(self._ask, member, steps[start : start + WORKS_MAX])
         passed_s = self._env.clock.monotonic() - now
         return max(0.0, min([due_s, *(at + period_s - now for at in self._asked_at.values())]) - passed_s)
 
@@ -346,7 +353,7 @@ class RosterSupport:
     async def handle_support(self, peer: PeerIdentity, body: bytes) -> bytes:
         """A member asks to be supported as the holder of steps."""
         request = decode(body, SupportRequest)
-        _check_size(len(request.steps))
+        self._check_size(len(request.steps))
         # What is known here to have ended, or to belong to somebody else, is no business of the asker any more: it has
         # been cut off, and would begin anew what it is about to hear the end of.
         rows = await self._store.read(lambda reader: [reader.get("steps", *each) for each in request.steps])
@@ -359,17 +366,20 @@ class RosterSupport:
         )
 
     def _supports(self, step_id: str, node: str, process: bytes, self_fence_ms: int) -> bool:
-        now = self._env.clock.monotonic()
-        if self._supporter.size > WORKS_MAX:
-            self._supporter.forget_old(now)
         return self._may_support() and self._supporter.support(
-            step_id, Holder(node, process), self_fence_s=self_fence_ms / 1000, now=now
+            step_id, Holder(node, process), self_fence_s=self_fence_ms / 1000, now=self._env.clock.monotonic()
         )
+
+    def _check_size(self, count: int) -> None:
+        if count > WORKS_MAX:
+            raise LimitError(f"{count} steps in one request, the limit is {WORKS_MAX}: ask for fewer at a time")
+        if self._supporter.size > WORKS_MAX:
+            self._supporter.forget_old(self._env.clock.monotonic())
 
     async def handle_vote(self, peer: PeerIdentity, body: bytes) -> bytes:
         """A member asks to take steps. What is granted is durable before the answer leaves."""
         request = decode(body, VoteRequest)
-        _check_size(len(request.wanted))
+        self._check_size(len(request.wanted))
         rows = await self._store.read(lambda reader: [reader.get("steps", each[0], each[1]) for each in request.wanted])
         answers: list[VoteAnswer] = []
         asked: list[tuple[int, str, Vote]] = []
@@ -396,11 +406,6 @@ class RosterSupport:
         known = Ballot(step.generation, step.lease_epoch)
         gone = self._members.owner_state(step.text("owner")) is not OwnerState.PRESENT
         return gone and vote.ballot.generation == known.generation and vote.ballot.epoch > known.epoch
-
-
-def _check_size(count: int) -> None:
-    if count > WORKS_MAX:
-        raise LimitError(f"{count} steps in one request, the limit is {WORKS_MAX}: ask for fewer at a time")
 
 
 def _queued(reader: Reader, *, now_ms: int, limit: int) -> tuple[list[Row], float]:
