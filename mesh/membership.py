@@ -94,6 +94,10 @@ class Change:
     """False when only an incarnation rose: nothing that anyone outside the protocol acts on."""
 
 
+INSTALLED = "installed"
+"""The reason of a change that says no more than which keys or revocations a member has now."""
+
+
 class _Forgotten(NamedTuple):
     """The last that was known of a member that left the table."""
 
@@ -345,14 +349,17 @@ class Membership:
 
     def _newer(self, member: Member, record: MemberRecord, now: float) -> Change:
         before, seen = member.status, _visible(member)
+        installed = member.ring, member.revocations
         _overwrite(member, record)
         self.version += 1
         reason = "updated"
         if before is not Status.ALIVE:
             self._set_status(member, Status.ALIVE, now)
             reason = "refuted"
-        moved = seen != _visible(member)
-        return Change(member, before, Status.ALIVE, reason, visible=moved or before is not Status.ALIVE)
+        elif seen == _visible(member) and installed != (member.ring, member.revocations):
+            reason = INSTALLED
+        is_visible = before is not Status.ALIVE or reason == INSTALLED or seen != _visible(member)
+        return Change(member, before, Status.ALIVE, reason, visible=is_visible)
 
     def _suspect(self, member: Member, accuser: str, now: float) -> None:
         # Fixed at the start: a suspicion must not stretch or shrink because other members come and go.
@@ -451,7 +458,7 @@ def _member(record: MemberRecord, now: float) -> Member:
 
 def _visible(member: Member) -> tuple[object, ...]:
     """What others than the protocol act on."""
-    return member.address, member.rpc_address, member.store_failed, member.ring, member.revocations
+    return member.address, member.rpc_address, member.store_failed
 
 
 def _overwrite(member: Member, record: MemberRecord) -> None:

@@ -143,6 +143,18 @@ def test_of_two_processes_with_one_life_all_nodes_keep_the_same_one() -> None:
         assert member(members).process == 2
 
 
+def test_a_new_key_ring_is_told_as_such_and_an_address_as_an_update() -> None:
+    members = table("b")
+    base = record(incarnation=1)
+    installed = sign_record(MESH.identity("b"), msgspec.structs.replace(base.body, ring=1))
+    change = members.apply_record(installed, 1.0)
+    assert change is not None
+    assert (change.reason, change.visible) == ("installed", True)
+    moved = members.apply_record(record(incarnation=2, port=9), 2.0)
+    assert moved is not None
+    assert (moved.reason, moved.visible) == ("updated", True)
+
+
 def test_dead_members_are_kept_for_ever_since_they_may_be_behind_a_cut() -> None:
     members = table("b")
     members.accuse(claim(member(members)), "c", 0.0)
