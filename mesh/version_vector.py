@@ -120,6 +120,11 @@ class VersionVector:
                     common.add(origin, lo, hi)
         return common
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it covers nothing."""
+        return not self._ranges
+
     def count(self) -> int:
         """How many dots are covered."""
         return sum(hi - lo + 1 for ranges in self._ranges.values() for lo, hi in ranges)

@@ -164,7 +164,8 @@ def _parser() -> argparse.ArgumentParser:
         "--start-alone",
         action="store_const",
         const="true",
-        help="after a restore: work without having heard from any peer",
+        help="after a restore, work without having heard from any peer; with a damaged database, begin empty with the "
+        "file set aside",
     )
     add("--version", action=_Version, nargs=0, help="print the version and exit")
     return parser

@@ -20,7 +20,7 @@ from mesh.gate import Gate
 from mesh.gossip import Gossip
 from mesh.identity import Authority, Identity
 from mesh.ids import Address, make_life
-from mesh.membership import Status
+from mesh.membership import INSTALLED, Status
 from mesh.placement import Offer
 from mesh.profiles import Profile
 from mesh.protocol import this_release
@@ -29,7 +29,6 @@ from mesh.sealing import KeyRing
 from mesh.tables import Table
 from node.env import DatagramSocket, Env, PeerIdentity
 from node.gossip_loop import GossipLoop
-from node.replication import convergence
 from node.replication import verify as verification
 from node.replication.bootstrap import Bootstrap
 from node.replication.calls import decode
@@ -130,7 +129,7 @@ class Node:
         self.probe_calls = RpcPool(dialler, cluster, speaks=self.speaks)
         self.identity_conflict: str | None = None
         self.bundles_dropped = 0
-        self.started_at_ms = int(env.clock.wall() * 1000)
+        self.tls_loaded_at_ms = int(env.clock.wall() * 1000)
         self.verified: dict[str, verification.VerifyResult] = {}
         self.verified_at: dict[str, float] = {}
         self._stopping = False
@@ -151,9 +150,8 @@ class Node:
                 ) from None
             disk, path = self.env.disk, self.store.path
             name = await self.env.writer_thread.run(lambda: set_aside(disk, path))
-            log.warning(
-                "%s. It is kept as %s, and this node is filled by its peers", str(error).partition(". ")[0], name
-            )
+            then = "is filled by its peers" if self._seeds_of_others() else "begins empty"
+            log.warning("%s. It is kept as %s, and this node %s", str(error).partition(". ")[0], name, then)
             await self.store.open()
 
     def _seeds_of_others(self) -> list[Address]:
@@ -339,7 +337,6 @@ class Node:
         )
         self._bundles_in, self._bundles_out = trio.open_memory_channel[Bundle](BUNDLES_WAITING_MAX)
         self._members_changed = trio.Event()
-        self._came_back: list[str] = []
         self._boot_heard = boot
         self._boot_news = trio.Event()
         self._queue_stale = trio.Event()
@@ -415,8 +412,13 @@ class Node:
         )
 
     def adopt(self, identity: Identity, tls_certificate: str) -> None:
-        """Be known by a later enrolment from now on. The network must prove it already."""
+        """Be known by a later enrolment from now on. The network must prove it already.
+
+        RecordError, with nothing changed, when it was revoked meanwhile.
+        """
+        self.authority.check_standing(identity.certificate)
         self.spec = dataclasses.replace(self.spec, identity=identity, tls_certificate=tls_certificate)
+        self.tls_loaded_at_ms = int(self.env.clock.wall() * 1000)
         self.push.adopt(identity)
         self.identity_conflict = None  # it was about the former enrolment; one that lasts is heard of again at once
         self._update_paused()
@@ -432,15 +434,16 @@ class Node:
         return revoked
 
     def _on_member_changed(self, change: MemberChanged) -> None:
+        self.trust_fetch.look()
+        self._members_changed.set()
+        if change.reason == INSTALLED:
+            return  # what it did not say before is of no use to work or rows
         self.gossip.set_vector_digest(self.store.vector.digest())  # kept up to date only while somebody may hear it
         self.ownership.on_member_changed()
         self.support.on_member_changed()
-        self._members_changed.set()
         self._standing_news.set()
-        self.trust_fetch.look()
         if change.after == Status.ALIVE and change.node_id != self.spec.node_id:
             self.puller.want_at_once(change.node_id)
-            self._came_back.append(change.node_id)
 
     def _on_pull_finished(self, token: int) -> None:
         if self.gate.on_pull_finished(token, self.env.clock.monotonic()):
@@ -482,14 +485,11 @@ class Node:
             await self._members_changed.wait()
             self._members_changed = trio.Event()
             await self.env.clock.sleep(1.0)  # joins and failures come in bursts; one write serves them all
-            while self._came_back:
-                try:
-                    await self.roster.on_alive(self._came_back[0])
-                except RelayMeshError as error:
-                    log.warning("cannot count %s among the members yet: %s", self._came_back[0], error)
-                    self._members_changed.set()
-                    break
-                del self._came_back[0]
+            try:
+                await self.roster.count_again(self.loop.alive_peers())
+            except RelayMeshError as error:
+                log.warning("cannot count members again that came back: %s", error)
+                self._members_changed.set()
             current = {
                 member.node_id: (member.record, member.status.value)
                 for member in self.gossip.members.all()
@@ -501,6 +501,7 @@ class Node:
             try:
                 await self.store.write(partial(_keep_records, records=changed))
                 kept.update({node: record for node, (record, _) in changed.items()})
+                self.roster.on_stored(changed)
             except RelayMeshError as error:
                 log.warning("cannot remember member records: %s", error)
 
@@ -567,7 +568,6 @@ class Node:
         return {
             "probe": Verb(self.loop.handle_probe),
             VERB: Verb(self.trust.serve, concurrent_max=32),
-            "seen": Verb(lambda _peer, _body, _send: convergence.serve_vector(self.store)),
             "pull": Verb(self._handle_pull, concurrent_max=8),
             "snapshot-offer": Verb(lambda _peer, body, _send: self.donor.handle_offer(body), concurrent_max=8),
             "snapshot-chunk": Verb(lambda _peer, body, send: self.donor.handle_chunks(body, send), concurrent_max=2),

@@ -7,7 +7,7 @@ remembered and its address is called. One that was pruned and comes back counts 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 from mesh.errors import RelayMeshError
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Roster:
-    """The members that count. `load` it before use, and tell it of every member that changes."""
+    """The members that count. `load` it before use, and tell it who is there and who was stored."""
 
     def __init__(self, env: Env, store: Store, loop: GossipLoop, *, me: str) -> None:
         self._env = env
@@ -34,7 +34,6 @@ class Roster:
         self._stored: dict[str, int] = {}
         """Node ids with a record in the database, and when it was written, in milliseconds since 1970."""
         self._pruned: dict[str, None] = {}
-        self.pruned_total = 0
 
     async def load(self) -> None:
         """Read what an earlier process knew."""
@@ -46,12 +45,19 @@ class Roster:
         counted = [node for node in known if node != self._me and node not in self._pruned]
         return {node: self._loop.rpc_address(node) if self._loop.is_there(node) else None for node in counted}
 
-    async def on_alive(self, node_id: str) -> None:
-        """A member is there: if it was pruned, it counts again."""
-        if node_id in self._pruned:
-            log.warning("member %s was pruned and is back: it counts again", node_id)
-            await self._store.write(lambda tx: tx.execute("DELETE FROM pruned WHERE node_id = ?", (node_id,)))
-            self._pruned.pop(node_id, None)
+    async def count_again(self, alive: Iterable[str]) -> None:
+        """These members are there: those of them that were pruned count again."""
+        back = [node for node in alive if node in self._pruned]
+        if not back:
+            return
+        await self._store.write(partial(_count_again, nodes=back))
+        for node in back:
+            self._pruned.pop(node, None)
+            log.warning("member %s was pruned and is back: it counts again", node)
+
+    def on_stored(self, nodes: Iterable[str]) -> None:
+        """The records of these members are in the database: they count whatever the gossip still knows of them."""
+        self._stored |= dict.fromkeys(nodes, self._store.physical_ms())
 
     async def prune(self, *, older_than_s: float, limit: int, only: str | None = None) -> list[str]:
         """Reckon no more with members that have been DEAD or LEFT for so long, as this process has seen it.
@@ -79,7 +85,6 @@ class Roster:
                 self._stored.pop(node, None)
                 self._loop.forget(node)
                 log.warning("member %s is pruned: deleted rows are not remembered for it any more", node)
-            self.pruned_total += len(chosen)
         return chosen
 
     async def prune_now_and_then(self, settings: Settings) -> None:
@@ -98,6 +103,11 @@ def _load(reader: Reader) -> tuple[dict[str, int], dict[str, None]]:
     stored = {str(node): int(at) for node, at in reader.sql("SELECT node_id, changed_at_ms FROM members ORDER BY 1")}
     pruned = [str(node) for (node,) in reader.sql("SELECT node_id FROM pruned ORDER BY 1")]
     return stored, dict.fromkeys(pruned)
+
+
+def _count_again(tx: Transaction, *, nodes: list[str]) -> None:
+    for node in nodes:
+        tx.execute("DELETE FROM pruned WHERE node_id = ?", (node,))
 
 
 def _prune(tx: Transaction, *, nodes: list[str]) -> None:

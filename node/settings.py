@@ -64,7 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_camel):
 
     gossip_fanout: Annotated[int, Meta(ge=1, le=32)] = 3
     gossip_packet_ttl: Annotated[int, Meta(ge=1, le=64)] | None = None
-    """Hops that a rumor may take; unset, 8, and 12 above 300 members."""
+    """Hops that a rumor may take; unset, 12, and 16 above 300 members."""
     gossip_sync_sample_size: Annotated[int, Meta(ge=1, le=1_024)] = 32
     gossip_dedup_window_ms: Annotated[int, Meta(ge=1_000, le=3_600_000)] = 60_000
     gossip_dedup_max_entries: Annotated[int, Meta(ge=64, le=1_048_576)] = 4_096
@@ -74,6 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_camel):
     mesh_prune_older_than_ms: Annotated[int, Meta(ge=60_000, le=10 * _YEAR_MS)] = 7 * _DAY_MS
     mesh_prune_limit: _Count = 256
     mesh_prune_interval_ms: _Milliseconds = 3_600_000
+    """0 turns pruning off."""
     garbage_interval_ms: _Timeout = 15_000
     """How long after a deletion the members are asked what they have seen, so that it can be forgotten."""
     done_retention_ms: _Milliseconds = 7 * _DAY_MS
@@ -81,7 +82,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_camel):
     """For how long tasks are kept after their end: those that succeeded or were cancelled, and dead letters. 0: for
     ever."""
     retention_interval_ms: _Timeout = 60_000
-    """0 turns pruning off."""
 
     bootstrap_rows_min: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 0
     """A peer that lacks so many rows, and more than 30 % of all, gets a snapshot of the database instead of rows. 0 is
@@ -102,7 +102,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_camel):
     agent_timeout_ms: _Timeout = 60_000
     """Longest run of a handler whose step and agent say nothing else."""
     agent_memory_mb: Annotated[int, Meta(ge=32, le=1_048_576)] = 1_024
-    """Address space of one agent process, in MiB."""
+    """Writable memory of one agent process, in MiB (RLIMIT_DATA)."""
     payload_max_bytes: _PartBytes = 10 * _MIB
     result_max_bytes: _PartBytes = 10 * _MIB
     submit_max_bytes: _PartBytes = 16 * _MIB

@@ -83,15 +83,22 @@ def export(root: Path, out: Path, *, with_identity: bool, now_ms: int) -> Manife
 def restore(source: Path, root: Path) -> Manifest:
     """Make the new folder `root` from a snapshot; ConfigError, and no root, when anything in it does not hold."""
     manifest = check(source)
-    if root.exists() and any(root.iterdir()):
-        raise ConfigError(f"{root} is not empty: give --to a new folder. Nothing was changed")
+    try:
+        root = root.resolve()
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise ConfigError(f"{root} is no empty folder: give --root a new one. Nothing was changed")
+    except OSError as error:
+        raise ConfigError(f"cannot use {root}: {error.strerror}; give another --root. Nothing was changed") from None
     staged = root.with_name(f".{root.name}.restoring")
     try:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(mode=0o700, parents=True)
         for entry in manifest.files:
-            shutil.copyfile(source / entry.name, staged / entry.name)
-            (staged / entry.name).chmod(0o600)
+            if entry.name == DATABASE:  # large, and made durable by its checkpoint below
+                shutil.copyfile(source / entry.name, staged / entry.name)
+                (staged / entry.name).chmod(0o600)
+            else:
+                durable_files.write_new(staged / entry.name, (source / entry.name).read_bytes())
         _mark_restored(staged / DATABASE, manifest)
         staged.rename(root)  # onto an empty folder, or none
         durable_files.sync_directory(root.parent)
@@ -144,7 +151,7 @@ def _mark_restored(database: Path, manifest: Manifest) -> None:
         finally:
             connection.close()
     except (*DISK_ERRORS, apsw.SQLError) as error:
-        raise unusable(database, str(error)) from None
+        raise unusable(database, error) from None
 
 
 def _entry(path: Path) -> FileEntry:

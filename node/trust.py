@@ -56,7 +56,7 @@ class Trust:
         self._changing = trio.Lock()
         self.on_changed: list[Callable[[], None]] = []
         """Called after a change was made durable, in the same step of this process."""
-        self.loaded_at_ms = 0
+        self.revocations_loaded_at_ms = 0
 
     @property
     def orders(self) -> Orders:
@@ -133,8 +133,8 @@ class Trust:
         if revocations is not None:
             self.revocations, self._revocations_said = revocations
             self._authority.refusal = self.revocations.refusal
+            self.revocations_loaded_at_ms = int(self._env.clock.wall() * 1000)
             log.info("revocations %d are enforced, %d in all", self.revocations.number, len(self.revocations))
-        self.loaded_at_ms = int(self._env.clock.wall() * 1000)
 
     async def serve(self, peer: PeerIdentity, body: bytes, send: object) -> bytes:
         """The verb `trust`: the asker says what it has, and gets what is later."""

@@ -84,7 +84,7 @@ class TrustFetch:
         """Ask one after another until somebody had news; False when nobody had."""
         ahead, asks_around = self._ahead(), self._heard_stranger or self._is_alone()
         self._heard_stranger = False
-        for known in [*ahead[:ROUND_CALLS_MAX], *(self._some_of(self._everybody()) if asks_around else ())]:
+        for known in self._some_of([*ahead, *(self._everybody() if asks_around else ())]):
             if await self._ask(known):
                 return True
         return False

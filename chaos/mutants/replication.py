@@ -132,7 +132,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "node.storage.transaction:Transaction._was_forgotten",
-                "return bool(self._ledger.stable.settled.origins()) and self._is_seen(row)",
+                "return not self._ledger.stable.settled.is_empty and self._is_seen(row)",
                 "return False",
             ),
         ),

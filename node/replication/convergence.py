@@ -13,13 +13,8 @@ import msgspec
 from mesh.ids import Address, Origin
 from mesh.version_vector import VersionVector
 from node.replication.calls import Caller, decode
+from node.replication.stability_rounds import VectorAnswer, VectorRequest
 from node.storage.store import Store
-
-
-class VectorAnswer(msgspec.Struct, array_like=True):
-    """What the answering node has seen."""
-
-    vector: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +25,10 @@ class Distance:
     missing_there: dict[Origin, int]
 
 
-async def serve_vector(store: Store) -> bytes:
-    """Our vector, for a peer that wants to know how far it is from us."""
-    return msgspec.msgpack.encode(VectorAnswer(store.vector.to_wire()))
-
-
 async def distance(store: Store, calls: Caller, node_id: str, address: Address) -> Distance:
     """Ask one peer and compare. Raises what the call raises; an older release that cannot answer is an error, too."""
-    answer = decode(await calls.call(address, "seen", b"", expect=node_id), VectorAnswer)
+    request = msgspec.msgpack.encode(VectorRequest(store.stable.to_wire()))
+    answer = decode(await calls.call(address, "vector", request, expect=node_id), VectorAnswer)
     theirs = VersionVector.from_wire(answer.vector)
     ours = store.vector
     return Distance(_dots(ours, theirs), _dots(theirs, ours))
@@ -45,4 +36,4 @@ async def distance(store: Store, calls: Caller, node_id: str, address: Address) 
 
 def _dots(of: VersionVector, other: VersionVector) -> dict[Origin, int]:
     missing = of.missing_from(other)
-    return {origin: sum(hi - lo + 1 for lo, hi in ranges) for origin, ranges in missing.items()}
+    return {origin: VersionVector({origin: ranges}).count() for origin, ranges in missing.items()}

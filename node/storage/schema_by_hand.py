@@ -20,8 +20,7 @@ from node.storage import schema_changes
 from node.storage.backup import back_up
 from node.storage.database import DISK_ERRORS, open_connection, secure_log, unusable
 from node.storage.migrate import applied_version, check_migrations, load_migrations
-
-LOWEST = schema_changes.SCHEMA_MIN
+from node.storage.schema_changes import SCHEMA_MIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +82,11 @@ def _roll_back(connection: apsw.Connection, database: Path, to_version: int, tab
     migrations = load_migrations()
     check_migrations(connection, migrations)
     before = applied_version(connection)
-    if not LOWEST <= to_version < before:
+    if not SCHEMA_MIN <= to_version < before:
         raise ConfigError(
-            f"the database is at schema {before}: give a --version from {LOWEST} to {before - 1}. Nothing was changed"
-            if before > LOWEST
+            f"the database is at schema {before}: give a --version from {SCHEMA_MIN} to {before - 1}. Nothing was "
+            "changed"
+            if before > SCHEMA_MIN
             else f"the database is at schema {before}: there is nothing to go back to"
         )
     backup = database.with_name(f"{database.name}.schema-{before}")

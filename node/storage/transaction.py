@@ -272,7 +272,7 @@ class Transaction(Reader):
 
     def _was_forgotten(self, row: Row) -> bool:
         """Whether this version, of a row that is not here, was here before: a late copy of what is gone for good."""
-        return bool(self._ledger.stable.settled.origins()) and self._is_seen(row)
+        return not self._ledger.stable.settled.is_empty and self._is_seen(row)
 
     def _is_seen(self, row: Row) -> bool:
         oid = self._origins.number(row.origin)
