@@ -17,10 +17,13 @@ def register(app: typer.Typer) -> None:
 def _bootstrap_from(
     session: Session, donor: Annotated[str, typer.Argument(metavar="PEER", help="Node id of the donor.")]
 ) -> int:
-    """Fill the asked node by a peer's database.
+    """Begin to fill the asked node by a peer's database.
 
-    Nodes that lack much do so by themselves. What only the asked node has is kept. For example:
+    Meant for a node that holds nothing of its own: one that has worked keeps what only it has, but may end up with
+    other rows than its peers where tasks were deleted meanwhile. Returns at once; `health` shows how far it is.
 
+    \b
+    Example:
       relaymesh --root /var/lib/relaymesh bootstrap-from edge-2
     """
     session.show(session.ask("bootstrap-from", peer=donor))

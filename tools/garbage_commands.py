@@ -29,7 +29,8 @@ def _purge(
 
     Tasks of the namespace that succeeded or were cancelled, and dead letters, each with a time of its own. Their steps,
     history and payloads go once every member has seen the deletion. Nodes do this by themselves, by the settings
-    doneRetentionMs and deadRetentionMs. At most 1,000 tasks go at once; `more` says that others are due.
+    doneRetentionMs and deadRetentionMs; without options this deletes dead letters, too, after 7 days, whatever those
+    say. At most 1,000 tasks go at once; `more` says that others are due.
 
     \b
     Examples:
@@ -48,7 +49,9 @@ def _mesh_prune(
     older_than: Annotated[
         str | None, typer.Option("--older-than", metavar="TIME", help="Gone for so long. [default: setting]")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="At most so many.")] = 256,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, max=100_000, help="At most so many. [default: setting]")
+    ] = None,
 ) -> int:
     """Forget members that are DEAD or LEFT for good.
 

@@ -101,7 +101,8 @@ def _verify(session: Session, envelope: InFile) -> int:
 def _convergence_report(session: Session) -> int:
     """Compare the asked node's replica with its peers.
 
-    Counts row versions that one side has seen and the other has not. Exit 1 unless all agree.
+    Counts row versions that one side has seen and the other has not. Exit 1 when a peer
+    lacks something or cannot say; without a peer that is ALIVE nothing is compared, and it exits 0.
 
     \b
     Example: relaymesh --root data convergence-report --json

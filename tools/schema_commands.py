@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mesh.errors import ConfigError
 from tools.session import EXIT_OK, Command, Session, command
 
 
@@ -35,7 +32,7 @@ def _migrations(session: Session) -> int:
                 "success": each.success,
                 "checksum": each.checksum,
             }
-            for each in schema_by_hand.applied(_root(session))
+            for each in schema_by_hand.applied(session.root_of_host())
         ]
     )
     return EXIT_OK
@@ -56,16 +53,9 @@ def _rollback(
     from node.storage import schema_by_hand  # loads SQLite
     from node.work.tables import WORK_TABLES
 
-    done = schema_by_hand.roll_back(_root(session), version, WORK_TABLES)
+    done = schema_by_hand.roll_back(session.root_of_host(), version, WORK_TABLES)
     session.show({"previousVersion": done.before, "version": done.after, "backup": str(done.backup)})
     return EXIT_OK
-
-
-def _root(session: Session) -> Path:
-    root = session.choice.root or os.environ.get("RELAYMESH_ROOT")
-    if not root:
-        raise ConfigError("say whose database: give --root DIR")
-    return Path(root)
 
 
 _COMMANDS: dict[str, Command] = {"schema-migrations": _migrations, "schema-rollback": _rollback}

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mesh.errors import ConfigError
 from mesh.ids import parse_namespace
 from tools.connection import ConnectionChoice, MeshClient
 from tools.output import print_answer, print_json
@@ -45,6 +46,13 @@ class Session:
             self._client = MeshClient(self.choice.targets(os.environ))
         given = {name: value for name, value in args.items() if value is not None}
         return self._client.call(command, given, namespace=self.namespace)
+
+    def root_of_host(self) -> Path:
+        """The folder of a node of this host, for what works on its files. ConfigError when none was named."""
+        root = self.choice.root or os.environ.get("RELAYMESH_ROOT")
+        if not root:
+            raise ConfigError("this works on the files of a node of this host: give --root DIR")
+        return Path(root)
 
     def show(self, answer: Any, *, columns: Sequence[str] = ()) -> None:
         """Print an answer as JSON or for people."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mesh.errors import ConfigError
 from tools.session import EXIT_OK, Command, Session, command
 
 
@@ -35,7 +33,9 @@ def _export(
     """
     from node import snapshots  # loads SQLite
 
-    manifest = snapshots.export(_root(session), out, with_identity=with_identity, now_ms=int(time.time() * 1000))
+    manifest = snapshots.export(
+        session.root_of_host(), out, with_identity=with_identity, now_ms=int(time.time() * 1000)
+    )
     session.show(
         {
             "outputDir": str(out),
@@ -63,7 +63,7 @@ def _import(
     """
     from node import snapshots  # loads SQLite
 
-    root = _root(session)
+    root = session.root_of_host()
     manifest = snapshots.restore(source, root)
     session.show(
         {
@@ -76,13 +76,6 @@ def _import(
         }
     )
     return EXIT_OK
-
-
-def _root(session: Session) -> Path:
-    root = session.choice.root or os.environ.get("RELAYMESH_ROOT")
-    if not root:
-        raise ConfigError("say whose folder: give --root DIR")
-    return Path(root)
 
 
 _COMMANDS: dict[str, Command] = {"snapshot-export": _export, "snapshot-import": _import}

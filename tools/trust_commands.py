@@ -95,9 +95,9 @@ def _promote(session: Session, key: KeyArgument, mesh: MeshOption = None, force:
 
 
 def _retire(session: Session, key: KeyArgument, mesh: MeshOption = None, force: ForceOption = False) -> int:
-    """Let a key end: accepted for 24 h more, then removed.
+    """Let a key end: once to begin its 24 h of grace, once again to remove it.
 
-    Retire it once to begin its grace, and once again to remove it. Refused while a node that is ALIVE or SUSPECT has
+    Until it is removed it is accepted. Refused while a node that is ALIVE or SUSPECT has
     not the present ring. A node that was away meanwhile fetches the ring by its certificate when it returns.
 
     \b

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mesh.errors import ConfigError
 from tools.session import EXIT_NEGATIVE, EXIT_OK, Session, command
 
 if TYPE_CHECKING:
@@ -39,9 +38,7 @@ def _upgrade_rehearsal(
     Example:
       relaymesh --root data upgrade-rehearsal --wheel relaymesh-0.1.0-py3-none-any.whl --out rehearsal
     """
-    root = session.choice.root
-    if root is None:
-        raise ConfigError("upgrade-rehearsal works on files: give --root DIR, the root of a node on this host")
+    root = session.root_of_host()
     from node.daemon import version
     from tools.upgrade_rehearsal import rehearse  # brings in the database and the cryptography library
 

@@ -128,9 +128,12 @@ def rehearse(root: Path, out: Path, *, release: str, wheel: Path | None, say: Ca
     """
     kept = None if wheel is None else read_wheel(wheel)
     _check_place(root, out)
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)
     scratch = out / "scratch"
-    scratch.mkdir(mode=0o700)
+    try:
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)
+        scratch.mkdir(mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"cannot make {scratch}: {error.strerror}; give another --out") from None
     report = Report(root=str(root), release=release, previous_release=None if kept is None else kept.release)
     try:
         _Rehearsal(root, scratch, report, kept, say).run()
@@ -182,11 +185,11 @@ class _Rehearsal:
                 step.detail = f"{report.bytes.before} bytes, by {'backup' if report.node_was_running else 'file'}"
             with self._step("check what it holds") as step:
                 self._look_at(original, step)
-            shutil.copyfile(original, upgraded)
             with self._step(f"upgrade to {report.release}") as step:
+                shutil.copyfile(original, upgraded)
                 self._upgrade(upgraded, step)
-            shutil.copyfile(upgraded, back)
             with self._step("roll back") as step:
+                shutil.copyfile(upgraded, back)
                 self._roll_back(back, step)
             with self._step(f"run a node of {report.release}") as step:
                 self._run_node("node", upgraded, None, step)
@@ -211,7 +214,7 @@ class _Rehearsal:
             if len(self.report.steps) <= LOOKS:
                 raise  # nothing was rehearsed yet: there is nothing here that could be
             self._fail(step, str(error))
-        except (RelayMeshError, TimeoutError, apsw.Error) as error:  # a faulty migration is what this is to find
+        except (RelayMeshError, OSError, apsw.Error) as error:  # a faulty migration is what this is to find
             self._fail(step, str(error))
         finally:
             step.duration_ms = round((time.monotonic() - began) * 1000)

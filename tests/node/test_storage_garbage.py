@@ -11,6 +11,7 @@ from mesh.stability import Stable
 from mesh.tables import Column, Parent, Register, Table
 from mesh.version_vector import VersionVector
 from node.replication.whole_copy import Copy
+from node.storage import quarantine
 from node.storage.garbage import row_name
 from node.storage.transaction import Arrival
 from tests.node.conftest import STORE_TABLES
@@ -102,6 +103,19 @@ async def test_a_late_copy_of_what_was_forgotten_is_dropped_unless_it_mends_a_ga
     assert await store.write(lambda tx: tx.merge(old, Arrival.PUSHED)) == "stale"
     assert await get(store, "things", "x") is None
     assert await store.write(lambda tx: tx.merge(old, Arrival.REPAIRED)) == "applied"
+
+
+async def test_a_row_in_quarantine_is_not_taken_for_one_that_was_forgotten(store):
+    await boxed(store)
+    await adopt_all(store)
+    await collect(store)
+    parked = foreign(1, "unknown", "u", values={})
+    assert await store.write(lambda tx: tx.merge(parked)) == "quarantined"
+    (entry,) = await store.read(lambda reader: quarantine.entries(reader, reason=None, limit=9))
+    outcome, stays = await store.write(lambda tx: quarantine.retry(tx, entry.name))
+    assert outcome == "quarantined"
+    assert stays is not None
+    assert len(await store.read(lambda reader: quarantine.entries(reader, reason=None, limit=9))) == 1
 
 
 async def test_a_whole_copy_brings_back_nothing_that_was_forgotten_and_drops_what_the_peer_forgot(store):

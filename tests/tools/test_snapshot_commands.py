@@ -93,6 +93,16 @@ def test_what_is_there_is_never_overwritten(root, relaymesh, tmp_path):
     assert (root / "relaymesh.db").read_bytes() == before
 
 
+def test_a_root_that_cannot_be_made_is_one_clear_line(root, relaymesh, tmp_path):
+    assert relaymesh("--root", root, "snapshot-export", "--out", tmp_path / "s").code == 0
+    file = tmp_path / "file"
+    file.write_text("")
+    for target in (file, file / "below", "/"):
+        ran = relaymesh("--root", target, "snapshot-import", "--in", tmp_path / "s")
+        assert (ran.code, ran.err.count("\n")) == (2, 1)
+        assert "--root" in ran.err or "cannot make" in ran.err
+
+
 async def test_the_first_start_after_a_restore_opens_one_epoch(tmp_path, autojump_clock):
     async with simulated_world(tmp_path) as world:
         a = world.host("a")
