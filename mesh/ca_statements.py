@@ -1,8 +1,8 @@
 """What the mesh's CA has said: numbered, signed statements that any member may carry to any other.
 
 Promises: a `Statement` that `open_statement` returned was signed by the holder of the CA key for this mesh, this kind
-and this number. Of two statements of a kind the later one is in force, on every node the same: the higher number, and
-of equal numbers (the mesh directory was restored, or used twice) the greater digest. Why the CA and nobody else signs:
+and this number. Of two statements of a kind the later one is in force on every node that heard of both: the higher
+number, and of equal numbers (the mesh directory was restored, or used twice) the greater digest. Why the CA and nobody else signs:
 who is a member and what members share is one decision, and a stolen operator identity must not be able to make it.
 """
 
