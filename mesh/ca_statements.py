@@ -2,8 +2,9 @@
 
 Promises: a `Statement` that `open_statement` returned was signed by the holder of the CA key for this mesh, this kind
 and this number. Of two statements of a kind the later one is in force on every node that heard of both: the higher
-number, and of equal numbers (the mesh directory was restored, or used twice) the greater digest. Why the CA and nobody else signs:
-who is a member and what members share is one decision, and a stolen operator identity must not be able to make it.
+number, and of equal numbers (the mesh directory was restored, or used twice) the greater digest. Why the CA and nobody
+else signs: who is a member and what members share is one decision, and a stolen operator identity must not be able to
+make it.
 """
 
 from __future__ import annotations
