@@ -127,6 +127,12 @@ class Store:
         return self._writer.ledger.origin
 
     @property
+    def last_dot(self) -> tuple[Origin, int]:
+        """The last number that this node gave a row of its own, committed or not; 0 before the first."""
+        ledger = self._writer.ledger
+        return ledger.origin, ledger.next_seq - 1
+
+    @property
     def stable(self) -> Stable:
         """What this node knows all members to have seen."""
         return self._writer.ledger.stable

@@ -18,6 +18,7 @@ import trio
 from mesh.errors import RelayMeshError
 from mesh.fences import Fence
 from mesh.gate import Gate
+from mesh.ids import Origin
 from mesh.registers import beats
 from mesh.rows import Row
 from mesh.tables import Register
@@ -107,7 +108,7 @@ class Runtime:
         self._stopping = False
         self._commit_unknown = trio.Event()
         self._gate_moved = trio.Event()
-        self._gate_shut_hlc: int | None = None
+        self._gate_shut_after: tuple[Origin, int] | None = None
         self.on_idle: Callable[[], None] = lambda: None
         """Called when a slot found nothing to do; ownership sets it, to ask peers for work."""
         self._runs: dict[int, Run] = {}
@@ -282,17 +283,17 @@ class Runtime:
         self._note_gate_shut()
 
     def _note_gate_shut(self) -> None:
-        self._gate_shut_hlc = self._store.hlc.last
+        self._gate_shut_after = self._store.last_dot
         for run in self._all_runs():
             run.reopen = True
 
     def on_gate_shut_at_start(self) -> None:
         """Remember which steps are older than this process: they wait for the gate."""
-        self._gate_shut_hlc = self._store.hlc.last
+        self._gate_shut_after = self._store.last_dot
 
     def on_gate_opened(self) -> None:
         """Old work may run and commit again."""
-        self._gate_shut_hlc = None
+        self._gate_shut_after = None
         self._gate_moved.set()
         self._gate_moved = trio.Event()
         self.wake(self._limits.slots)
@@ -401,7 +402,7 @@ class Runtime:
                 priorities=self._wheel.order(),
                 now_ms=tx.now_ms,
                 full_agents=self.full_agents(slot),
-                fresh_after=self._gate_shut_hlc,
+                fresh_after=self._gate_shut_after,
                 supported=self._support.supported(),
             )
             if found is None:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from mesh.ids import Origin
 from mesh.placement import Offer, Requirement
 from mesh.rows import Row
 from node.storage.reader import Reader
@@ -127,13 +128,12 @@ class WorkQueue:
         if step_status(step) is Status.RETRYING:
             due_ms = min(step.hlc >> 16, tx.now_ms) + step.integer("retry_delay_ms")
         runnable = self._offer().misses(requirement_of(step)) is None
-        fresh = step.node == self._me
         guarded = bool(step.text("roster"))
         self.has_guarded = self.has_guarded or guarded
         tx.execute(
             "INSERT OR REPLACE INTO queue "
-            "(step_id, namespace, agent, priority, runnable, due_ms, enqueued_hlc, fresh, guarded) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "(step_id, namespace, agent, priority, runnable, due_ms, enqueued_hlc, guarded) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 step.key,
                 step.namespace,
@@ -142,7 +142,6 @@ class WorkQueue:
                 int(runnable),
                 due_ms,
                 step.hlc,
-                int(fresh),
                 int(guarded),
             ),
         )
@@ -154,14 +153,14 @@ def next_entry(
     priorities: Sequence[int],
     now_ms: int,
     full_agents: Sequence[str],
-    fresh_after: int | None,
+    fresh_after: tuple[Origin, int] | None,
     supported: Sequence[str] = (),
 ) -> tuple[Queued, int] | None:
     """The entry that should run next, with its priority; None when none may run now.
 
-    `full_agents` have no room. `fresh_after`, when given, admits only steps that this node made itself after that
-    stamp: while the gate is shut, everything older may belong to someone else by now. `supported`: the ids of guarded
-    steps for which a majority of their roster supports this node; no other guarded step may run.
+    `full_agents` have no room. `fresh_after`, when given, admits only steps that this node wrote under that origin,
+    after that number: while the gate is shut, everything older may belong to someone else by now. `supported`: the ids
+    of guarded steps for which a majority of their roster supports this node; no other guarded step may run.
     """
     conditions = ["runnable = 1", "priority = ?", "due_ms <= ?", "awaits IS NULL"]
     extra: list[str | int] = []
@@ -169,8 +168,13 @@ def next_entry(
         conditions.append(f"agent NOT IN ({','.join('?' * len(full_agents))})")
         extra.extend(full_agents)
     if fresh_after is not None:
-        conditions.append("fresh = 1 AND enqueued_hlc > ?")
-        extra.append(fresh_after)
+        # By numbers, not by stamps: an own row that comes back from peers, after a restore, may carry any.
+        conditions.append(
+            "EXISTS (SELECT 1 FROM steps WHERE steps.namespace = queue.namespace AND steps.key = queue.step_id "
+            "AND steps.seq > ? AND steps.oid = (SELECT oid FROM origins WHERE node = ? AND incarnation = ?))"
+        )
+        origin, seq = fresh_after
+        extra.extend((seq, origin.node, origin.incarnation))
     select = "SELECT namespace, step_id, agent, enqueued_hlc FROM queue WHERE " + " AND ".join(conditions)
     # Two looks instead of an OR, for which SQLite would read past every guarded step.
     among = f" AND guarded = 1 AND step_id IN ({','.join('?' * len(supported))})"

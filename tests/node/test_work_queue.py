@@ -6,11 +6,13 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mesh.ids import Origin
 from node.env import Outcome
 from node.work import transitions
 from node.work.definition import Definition
@@ -78,7 +80,7 @@ async def test_the_oldest_entry_of_the_first_class_that_has_one_comes_next(a):
 async def test_while_the_gate_is_shut_only_what_was_made_here_since_then_is_found(tmp_path):
     async with desks(tmp_path, "a", "b") as (a, b):
         await a.one("old")
-        shut_at = a.store.hlc.last
+        shut_at = a.store.last_dot
         assert await next_of(a, fresh_after=shut_at) is None
         theirs = await b.step(await b.one("theirs"))
         await b.write(lambda tx: transitions.hand_over(tx, [Queued(SPACE, theirs.key, "echo")], me="b", to="a", why=""))
@@ -87,6 +89,24 @@ async def test_while_the_gate_is_shut_only_what_was_made_here_since_then_is_foun
         assert await next_of(a, fresh_after=shut_at) is None
         fresh = await a.step(await a.one("fresh"))
         assert (await next_of(a, fresh_after=shut_at))[0].step_id == fresh.key
+
+
+async def test_an_own_step_that_a_lost_disk_knew_is_no_fresh_one_however_late_its_stamp(tmp_path):
+    async with desks(tmp_path, "a", "b") as (a, b):
+        shut_at = a.store.last_dot
+        elsewhere = await b.step(await b.one("old"))
+        earlier = msgspec.structs.replace(
+            elsewhere,
+            node="a",
+            origin=Origin("a", 77),
+            seq=9,
+            hlc=elsewhere.hlc + (1 << 40),
+            values=elsewhere.values | {"owner": "a"},
+        )
+        await a.write(lambda tx: tx.merge(earlier))
+        assert earlier.key in await a.queued()
+        assert await next_of(a, fresh_after=shut_at) is None
+        assert await next_of(a) is not None
 
 
 async def test_what_cannot_run_here_is_never_next_but_found_for_others(a):

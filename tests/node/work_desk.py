@@ -53,7 +53,6 @@ class Entry(NamedTuple):
     runnable: int
     due_ms: int
     enqueued_hlc: int
-    fresh: int
 
 
 class Desk:

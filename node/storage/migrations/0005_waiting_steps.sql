@@ -4,6 +4,8 @@
 ALTER TABLE queue ADD COLUMN guarded INTEGER NOT NULL DEFAULT 0;
 DROP INDEX queue_order;
 CREATE INDEX queue_order ON queue (runnable, guarded, priority, enqueued_hlc);
+-- Who wrote a step, and when, its row says.
+ALTER TABLE queue DROP COLUMN fresh;
 -- Whom this node voted for as the taker of a step, at the latest turn that it voted on.
 CREATE TABLE votes (
     step_id TEXT PRIMARY KEY NOT NULL,
@@ -15,4 +17,5 @@ CREATE TABLE votes (
 DROP TABLE votes;
 DROP INDEX queue_order;
 CREATE INDEX queue_order ON queue (runnable, priority, enqueued_hlc);
+ALTER TABLE queue ADD COLUMN fresh INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE queue DROP COLUMN guarded;
