@@ -30,7 +30,7 @@ def task_name(task_id: str) -> RowName:
 class AcknowledgedKept(Promise):
     """An accepted task is committed before its answer, on as many more hosts as that says, and at rest on all of them.
 
-    It may be lost only with every disk that ever held it.
+    It may be lost only with every disk that ever held it; where the disk of its host was lost, a part may remain.
     """
 
     name = "acknowledged-kept"
@@ -77,8 +77,12 @@ class AcknowledgedKept(Promise):
                 if task is None or task.deleted:
                     if survivors:
                         yield f"{told.task_id}, acknowledged by {told.host}, is not at {node}, but at {survivors}"
-                elif steps.get((node, told.task_id), 0) != task.integer("step_count"):
+                elif steps.get((node, told.task_id), 0) != task.integer("step_count") and not self._lost_whole(told):
                     yield f"{told.task_id}, acknowledged by {told.host}, lacks steps at {node}"
+
+    def _lost_whole(self, told: Acknowledged) -> bool:
+        """Whether the one disk with all of it is lost; a pull that was cut off leaves a part elsewhere."""
+        return self.mirror.host(told.host).lost_ms >= told.at_ms
 
 
 class NodeKnowsItsWord(Promise):

@@ -143,10 +143,10 @@ def _every_task_ends_as_its_definition_allows(evidence: Evidence) -> Iterator[st
     replica = _any_replica(evidence)
     may_be_cancelled = {asked.task_id for asked in evidence.ledger.cancels}
     for task_id, steps in _steps(replica).items():
-        status = task_status(steps)
+        task = replica.rows["tasks", "default", task_id]
+        status = task_status(task, steps)
         if not status.is_terminal:
             yield f"task {task_id} is {status}"
-        task = replica.rows["tasks", "default", task_id]
         by_name = {step.text("name"): step for step in steps}
         for step in steps:
             wrong = _wrong_end(step, by_name, task, fails_for_good=_fails_for_good(_work(replica, step)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -37,8 +37,8 @@ from mesh.row_codec import CHUNK_LIMITS, decode_rows
 from mesh.rows import Row
 from node.storage.reader import Reader
 from node.work.payloads import missing_payloads
-from node.work.status import task_status
-from node.work.tables import WORK_TABLES
+from node.work.status import is_partial, is_runnable, step_status, task_status
+from node.work.tables import WORK_TABLES, Status
 
 START_MAX_S = 60.0
 """A mesh without faults that is not whole after this long has failed already."""
@@ -248,7 +248,7 @@ async def _what_is_open(world: World, accepted: Iterable[str]) -> str:
         steps = await hosts[0].read(lambda reader: reader.select("steps"))
         lost = await hosts[0].read(partial(missing_payloads, rows=steps))
         # A submit whose client heard no answer was perhaps accepted, and then it runs like any other.
-        tasks = [key for (key,) in await hosts[0].read(lambda reader: reader.sql("SELECT key FROM tasks ORDER BY key"))]
+        tasks = {task.key: task for task in await hosts[0].read(lambda reader: reader.select("tasks", order="key"))}
         # Reads take time: nothing may have changed meanwhile.
         if [await host.read(_head) for host in hosts] != heads:
             return "replicas change"
@@ -259,15 +259,27 @@ async def _what_is_open(world: World, accepted: Iterable[str]) -> str:
         by_task.setdefault(step.text("task_id"), []).append(step)
     return next(
         (
-            f"task {task_id} is {task_status(by_task[task_id])}"
+            f"task {task_id} is {task_status(tasks[task_id], by_task[task_id])}"
             for task_id in [*dict.fromkeys([*accepted, *tasks])]
-            if task_id in by_task
-            and not task_status(by_task[task_id]).is_terminal
+            if task_id in tasks
+            and task_id in by_task
+            and not task_status(tasks[task_id], by_task[task_id]).is_terminal
+            and not _is_stuck(tasks[task_id], by_task[task_id])
             and not any(
                 step.text(column) in lost for step in by_task[task_id] for column in ("input_ref", "result_ref")
             )
         ),
         "",
+    )
+
+
+def _is_stuck(task: Row, steps: Sequence[Row]) -> bool:
+    """Whether a task can only wait for steps that went with a disk; `acknowledged-kept` judges whether that may be."""
+    by_name = {step.text("name"): step for step in steps}
+    return is_partial(task, steps) and not any(
+        step_status(step) in (Status.RUNNING, Status.RETRYING)
+        or (step_status(step) is Status.PENDING and is_runnable(step, by_name))
+        for step in steps
     )
 
 

@@ -35,7 +35,7 @@ from node.work.definition import (
 from node.work.explain import Situation, explain_step
 from node.work.history import Action
 from node.work.payloads import missing_payloads
-from node.work.status import step_status, task_status
+from node.work.status import is_partial, step_status, task_status
 from node.work.tables import Status
 from node.work.transitions import existing_task, task_steps, tasks_of_key
 from node.work.views import event_view, payload_fields, task_result, task_view, workflow_view
@@ -218,9 +218,7 @@ class WorkCommands:
         task_id = args.text("taskId")
         timeout_ms = args.whole("timeoutMs", 30_000, largest=WAIT_MS_MAX)
         with trio.move_on_after(timeout_ms / 1000):
-            await self._wait_until(
-                args, lambda _task, steps: bool(steps) and task_status(steps) in _ENDED and _is_settled(steps)
-            )
+            await self._wait_until(args, lambda task, steps: task_status(task, steps) in _ENDED and _is_settled(steps))
         view = await self._task(args)
         view["timedOut"] = Status(view["status"]) not in _ENDED
         log.debug("waited for %s: %s", task_id, view["status"])
@@ -266,15 +264,19 @@ class WorkCommands:
             lambda tx: transitions.request_cancel(tx, args.namespace, task_id, mode=mode, reason=reason)
         )
         if not still_open:
-            status = task_status((await self._node.store.read(lambda reader: _load(reader, args)))[1])
-            if status is not Status.CANCELLED:
+            status = task_status(*await self._node.store.read(lambda reader: _load(reader, args)))
+            if status.is_terminal and status is not Status.CANCELLED:
                 return _cancel_answer(task_id, "too_late", mode, f"the task had already ended as {status}")
         with trio.move_on_after(CANCEL_WAIT_S):
             await self._wait_until(args, lambda _task, steps: all(step_status(step).is_terminal for step in steps))
-        _, steps = await self._node.store.read(lambda reader: _load(reader, args))
+        task, steps = await self._node.store.read(lambda reader: _load(reader, args))
         waiting = [step for step in steps if not step_status(step).is_terminal]
+        if not waiting and is_partial(task, steps):
+            return _cancel_answer(
+                task_id, "requested", mode, "steps of this task have not come to this node: their owners will obey"
+            )
         if not waiting:
-            status = task_status(steps)
+            status = task_status(task, steps)
             if status is Status.CANCELLED:
                 return _cancel_answer(task_id, "cancelled", mode, "cancelled")
             return _cancel_answer(
@@ -318,7 +320,7 @@ class WorkCommands:
         told = [explain_step(step, steps, history, situation) for step in steps if asked in (task.key, step.key)]
         return {
             "taskId": task.key,
-            "status": task_status(steps).value,
+            "status": task_status(task, steps).value,
             "seenFrom": self._node.spec.node_id,
             "summary": _summary(task, steps, rivals),
             "keyConflicts": rivals,
@@ -408,7 +410,7 @@ def _list_tasks(reader: Reader, namespace: str, wanted: str | None, limit: int, 
         start += len(page)
         for task in page:
             steps = task_steps(reader, namespace, task.key)
-            if wanted is not None and task_status(steps) != wanted:
+            if wanted is not None and task_status(task, steps) != wanted:
                 continue
             if skipped < offset:
                 skipped += 1
@@ -420,7 +422,7 @@ def _list_tasks(reader: Reader, namespace: str, wanted: str | None, limit: int, 
 
 
 def _result_view(reader: Reader, task: Row, steps: list[Row]) -> dict[str, Any]:
-    status = task_status(steps)
+    status = task_status(task, steps)
     view: dict[str, Any] = {"taskId": task.key, "status": status.value}
     if status is Status.SUCCESS:
         return {**view, **task_result(reader, steps)}
@@ -447,6 +449,11 @@ def _summary(task: Row, steps: Sequence[Row], rivals: Sequence[dict[str, Any]]) 
         counts[step.text("status")] = counts.get(step.text("status"), 0) + 1
     told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     text = f"{len(steps)} step(s): {told}."
+    if missing := max(0, task.integer("step_count") - len(steps)):
+        text += (
+            f" {missing} more have not come to this node: another node may have them, or they went with the disk of "
+            f"{task.node}; if so, cancel the task."
+        )
     if task.rank:
         text += f" A {task.text('cancel_mode')} cancel was requested: {task.text('cancel_reason')}."
     if rivals:

@@ -19,7 +19,7 @@ from node.env import Env
 from node.storage.reader import Reader
 from node.storage.store import Store
 from node.storage.transaction import Transaction
-from node.work.status import task_status
+from node.work.status import is_partial, task_status
 from node.work.tables import Status
 from node.work.transitions import task_steps
 
@@ -109,9 +109,8 @@ def _namespaces(reader: Reader) -> list[str]:
 def _due(reader: Reader, task: Row, retention: Retention, now_ms: int) -> Status | None:
     """The status of a task whose time is over; None when it is to be kept."""
     steps = task_steps(reader, task.namespace, task.key)
-    if len(steps) < task.integer("step_count"):
-        return None  # some have not arrived yet
-    status = task_status(steps)
+    # Steps that have not come after so long are lost, and a cancel says that nobody waits for them.
+    status = Status.CANCELLED if task.rank and is_partial(task, steps) else task_status(task, steps)
     kept_ms = retention.of(status)
     # Stamps may run ahead of this host's clock, and then the task is kept a little longer.
     ended_ms = max((step.hlc >> 16 for step in steps), default=0)

@@ -43,13 +43,28 @@ def is_runnable(step: Row, by_name: Mapping[str, Row]) -> bool:
     )
 
 
-def task_status(steps: Iterable[Row]) -> Status:
+def task_status(task: Row, steps: Iterable[Row]) -> Status:
     """The status of a task, the first of these that matches:
 
     all SUCCESS; any RUNNING; any RETRYING; any runnable PENDING; any DEAD_LETTER; else CANCELLED. A step that waits for
     a parent which will never succeed counts for nothing: it is blocked, and the parent's end is the task's end.
+
+    A task of which steps are missing here has not ended: they come, or went with the only disk that had them. Only
+    where a cancel was asked for, and some step obeyed or failed, does it not matter how they ended.
     """
     live = [step for step in steps if not step.deleted]
+    folded = _fold(live)
+    if folded.is_terminal and is_partial(task, live) and (not task.rank or folded is Status.SUCCESS):
+        return Status.PENDING
+    return folded
+
+
+def is_partial(task: Row, steps: Sequence[Row]) -> bool:
+    """Whether steps of the task are missing here."""
+    return len(steps) < task.integer("step_count")
+
+
+def _fold(live: Sequence[Row]) -> Status:
     statuses = [step_status(step) for step in live]
     if not live:
         return Status.PENDING  # the task row came before its steps did

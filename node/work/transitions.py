@@ -27,7 +27,7 @@ from node.work.definition import Definition, StepDefinition, check_roster, step_
 from node.work.history import Action
 from node.work.payloads import load_payload, store_payload
 from node.work.retries import RetryPolicy
-from node.work.status import depends_on, step_status
+from node.work.status import depends_on, is_partial, step_status
 from node.work.tables import CLUSTER_EPOCH_KEY, MESH_NAMESPACE, TASK_CANCEL_REQUESTED, TASK_OPEN, Status
 from node.work.work_queue import Queued, requirement_of
 
@@ -563,7 +563,7 @@ def request_cancel(tx: Transaction, namespace: str, task_id: str, *, mode: str, 
     """Raise the cancel flag on a task, which every owner obeys when it learns of it. Returns the steps still open."""
     task = existing_task(tx, namespace, task_id)
     steps = task_steps(tx, namespace, task_id)
-    if steps and all(step_status(step).is_terminal for step in steps):
+    if not is_partial(task, steps) and all(step_status(step).is_terminal for step in steps):
         return []
     if task.rank != TASK_CANCEL_REQUESTED or (mode == "hard" and task.text("cancel_mode") != "hard"):
         tx.put(

@@ -26,7 +26,7 @@ def payload_fields(name: str, content: bytes) -> dict[str, str]:
 
 def task_view(reader: Reader, task: Row, steps: Sequence[Row], *, with_steps: bool = True) -> dict[str, Any]:
     """A task with its folded status. `with_steps` adds the steps and the result."""
-    status = task_status(steps)
+    status = task_status(task, steps)
     errors = [step.text("last_error") for step in steps if step.text("last_error") and step.rank != Status.SUCCESS.rank]
     view: dict[str, Any] = {
         "taskId": task.key,

@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from mesh.errors import ConfigError, ConflictError, LimitError, NotFoundError, UnavailableError
+from mesh.ids import Origin
 from node.admin.arguments import Arguments
 from node.env import Outcome
 from tests.node.simulated_env import OPERATOR, simulated_world
@@ -94,6 +95,31 @@ async def test_workflow_shows_steps_and_edges(world, autojump_clock):
         ("y", "PENDING", True),
     ]
     assert (await a.admin("result", taskId=task_id))["lastError"] == "told to fail"
+
+
+async def test_a_task_of_which_steps_are_missing_here_is_not_told_as_ended(world, autojump_clock):
+    a = await start(world)
+    whole = await a.submit(input="x")
+    await a.wait(whole)
+    origin = Origin("b", 1)
+
+    def bring_a_part(tx):
+        task, (step,) = tx.get("tasks", "default", whole), tx.select("steps")
+        for row, key, seq, values in (
+            (task, "tsk_part", 1, {"step_count": 2}),
+            (step, "stp_part", 2, {"task_id": "tsk_part"}),
+        ):
+            changed = {"key": key, "origin": origin, "node": "b", "seq": seq, "values": row.values | values}
+            assert tx.merge(msgspec.structs.replace(row, **changed)) == "applied"
+
+    await a.node.store.write(bring_a_part)
+    assert (await a.admin("task", taskId="tsk_part"))["status"] == "PENDING"
+    assert (await a.admin("wait", taskId="tsk_part", timeoutMs=100))["timedOut"]
+    assert "1 more have not come to this node" in (await a.admin("explain", taskId="tsk_part"))["summary"]
+    cancelled = await a.admin("cancel", taskId="tsk_part")
+    assert cancelled["state"] == "requested"
+    assert (await a.admin("task", taskId="tsk_part"))["cancelRequested"]
+    assert (await a.admin("purge", doneRetentionMs=0, deadRetentionMs=0))["doneTasksPurged"] == 2  # and so it does not stay for ever
 
 
 async def test_tasks_are_listed_newest_first_with_filter_limit_and_offset(world, autojump_clock):

@@ -17,6 +17,25 @@ from node.work.status import is_runnable, task_status
 from node.work.tables import Status
 
 
+def make_task(step_count: int, *, rank: int = 0) -> Row:
+    return Row(
+        table="tasks",
+        namespace="default",
+        key="t",
+        rank=rank,
+        hlc=1,
+        node="a",
+        origin=Origin("a", 1),
+        seq=1,
+        values={"step_count": step_count},
+    )
+
+
+def folded(steps: list[Row]) -> Status:
+    """The status of a task all of whose steps are these."""
+    return task_status(make_task(len(steps)), steps)
+
+
 def make_step(name: str, status: Status, *parents: str, deleted: bool = False) -> Row:
     values = {"name": name, "status": status.value, "depends_on": json.dumps(parents) if parents else None}
     origin = Origin("a", 1)
@@ -46,7 +65,7 @@ S, R, T, P, D, C = (
 
 def test_the_first_rule_that_matches_gives_the_tasks_status():
     def fold(*statuses):
-        return task_status([make_step(str(n), status) for n, status in enumerate(statuses)])
+        return folded([make_step(str(n), status) for n, status in enumerate(statuses)])
 
     assert fold(S, S) is S
     assert fold(S, R, T, P, D, C) is R
@@ -58,14 +77,14 @@ def test_the_first_rule_that_matches_gives_the_tasks_status():
 
 
 def test_a_step_that_waits_for_a_failed_parent_counts_for_nothing():
-    assert task_status([make_step("x", D), make_step("y", P, "x")]) is D
-    assert task_status([make_step("x", C), make_step("y", P, "x"), make_step("z", P, "y")]) is C
-    assert task_status([make_step("x", S), make_step("y", P, "x")]) is P
-    assert task_status([make_step("x", P), make_step("y", P, "x")]) is P
+    assert folded([make_step("x", D), make_step("y", P, "x")]) is D
+    assert folded([make_step("x", C), make_step("y", P, "x"), make_step("z", P, "y")]) is C
+    assert folded([make_step("x", S), make_step("y", P, "x")]) is P
+    assert folded([make_step("x", P), make_step("y", P, "x")]) is P
 
 
 def test_deleted_steps_are_not_counted_and_are_no_parents():
-    assert task_status([make_step("x", S), make_step("y", P, deleted=True)]) is S
+    assert task_status(make_task(1), [make_step("x", S), make_step("y", P, deleted=True)]) is S
     gone = make_step("x", S, deleted=True)
     assert not is_runnable(make_step("y", P, "x"), {"x": gone})
     assert not is_runnable(make_step("y", P, "x"), {})
@@ -77,11 +96,20 @@ def test_a_task_is_success_only_if_every_step_is_and_order_does_not_matter(statu
         make_step(str(n), status, *rng.sample([str(m) for m in range(n)], rng.randint(0, n)))
         for n, status in enumerate(statuses)
     ]
-    folded = task_status(steps)
-    assert (folded is S) == all(status is S for status in statuses)
-    assert (folded is R) == (R in statuses)
+    status = folded(steps)
+    assert (status is S) == all(status is S for status in statuses)
+    assert (status is R) == (R in statuses)
     rng.shuffle(steps)
-    assert task_status(steps) is folded
+    assert folded(steps) is status
+
+
+def test_a_task_has_not_ended_while_steps_of_it_are_missing_here_unless_it_was_cancelled():
+    for known, once_cancelled in (([S], P), ([D], D), ([C], C), ([S, C], C), ([], P)):
+        steps = [make_step(str(n), status) for n, status in enumerate(known)]
+        assert task_status(make_task(3), steps) is P
+        assert task_status(make_task(3, rank=1), steps) is once_cancelled
+    assert task_status(make_task(3), [make_step("x", R)]) is R
+    assert task_status(make_task(3, rank=1), [make_step("x", T)]) is T
 
 
 def test_ranks_follow_the_lifecycle_order():

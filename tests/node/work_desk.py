@@ -92,7 +92,7 @@ class Desk:
         return await self.store.read(lambda reader: transitions.existing_task(reader, SPACE, task_id))
 
     async def status(self, task_id: str) -> Status:
-        return task_status((await self.steps(task_id)).values())
+        return task_status(await self.task(task_id), (await self.steps(task_id)).values())
 
     async def claim(self, row: Row) -> Claimed | None:
         entry = Queued(row.namespace, row.key, row.text("agent"))
