@@ -119,7 +119,8 @@ async def test_a_task_of_which_steps_are_missing_here_is_not_told_as_ended(world
     cancelled = await a.admin("cancel", taskId="tsk_part")
     assert cancelled["state"] == "requested"
     assert (await a.admin("task", taskId="tsk_part"))["cancelRequested"]
-    assert (await a.admin("purge", doneRetentionMs=0, deadRetentionMs=0))["doneTasksPurged"] == 2  # and so it does not stay for ever
+    purged = await a.admin("purge", doneRetentionMs=0, deadRetentionMs=0)
+    assert purged["doneTasksPurged"] == 2  # and so it does not stay for ever
 
 
 async def test_tasks_are_listed_newest_first_with_filter_limit_and_offset(world, autojump_clock):
