@@ -16,7 +16,8 @@ class DeletedStaysDeleted(Promise):
 
     At rest a row of a deleted task is there only if it was written after the deletion, as one that replaces it, or if
     the deletion went with the disk it was written on; nothing is left that belongs to a task which is gone. A database
-    that lost its memory may bring things back until it has heard from a peer.
+    that lost its memory may bring things back until it has heard from a peer. Of two processes with one identity the
+    mesh counts one: what the other wrote to a task before it heard that this was deleted may be left behind.
     """
 
     name = "deleted-stays-deleted"
@@ -67,7 +68,7 @@ class DeletedStaysDeleted(Promise):
                         yield f"{node} ended with {told(row)}, though {told(deletion)} deleted it"
                 elif task_id := row.text("task_id"):
                     task = replica.rows.get(("tasks", row.namespace, task_id))
-                    if task is None and task_id in self._deletions:
+                    if task is None and task_id in self._deletions and len(self.mirror.of_node(row.node)) == 1:
                         yield f"{node} ended with {told(row)}, which belongs to a task that is gone"
 
     def _is_older(self, row: Row, deletion: Row) -> bool:
