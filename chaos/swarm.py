@@ -68,6 +68,8 @@ _DRAWN: Mapping[tuple[str, str], tuple[float, float]] = {
 """Limits for drawing where those of the menu are wider than a short run can show."""
 
 
+SNAPSHOTS: Sequence[Mapping[str, int]] = ({"bootstrapRowsMin": 100}, {"bootstrapRowsMin": 10}, {})
+"""How much a node must lack to be filled by a snapshot: as always, or little enough for a short run."""
 PURGE_SHARES = (0.0, 0.0, 0.03, 0.1)
 GARBAGE_INTERVAL_MS = 1_000
 
@@ -106,6 +108,7 @@ def draw(seed: int, *, nodes: tuple[int, int] = NODES) -> Scenario:
         settings={
             **draws.choice([SHORT_DWELL, SHORT_DWELL, {"suspectRecoverMinMs": 200, "deadRecoverMinMs": 5_000}]),
             "garbageIntervalMs": GARBAGE_INTERVAL_MS,
+            **stream(seed, "snapshots").choice(SNAPSHOTS),
         },
         random=RandomFaults(faults=draws.randint(*FAULTS), menu={kind: MENU[kind].weight for kind in sorted(part)}),
     )

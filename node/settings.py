@@ -83,9 +83,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_camel):
     ever."""
     retention_interval_ms: _Timeout = 60_000
 
-    bootstrap_rows_min: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 0
+    bootstrap_rows_min: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 50_000
     """A peer that lacks so many rows, and more than 30 % of all, gets a snapshot of the database instead of rows. 0 is
-    never: the simulator still finds something against exchanges with a node that holds rows of its own."""
+    never."""
     min_free_disk_bytes: Annotated[int, Meta(ge=0, le=2**53)] = 0
     """0 turns the check off."""
     max_ingress_queue_depth: _Count = 1_000_000

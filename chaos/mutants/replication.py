@@ -148,4 +148,32 @@ MUTANTS = (
             ),
         ),
     ),
+    Mutant(
+        name="snapshot-keeps-origin",
+        breaks="whoever goes on with another node's database writes under an origin of its own, not under that node's",
+        caught_by=("one-content-per-dot",),
+        edits=(
+            Edit(
+                "node.storage.database_copy:DatabaseCopy.finish",
+                '"DELETE FROM meta WHERE name NOT IN (?, ?)"',
+                '"SELECT ?, ?"',
+            ),
+            Edit(
+                "node.storage.adoption:_take_meta",
+                'connection.execute("DELETE FROM meta")',
+                'connection.execute("DELETE FROM meta WHERE name <> ?", (META_ORIGIN,))',
+            ),
+            Edit(
+                "node.storage.writer:Writer._doubt",
+                "if ledger.origin.node != self._node_id:",
+                "if ledger.origin.node != self._node_id:\n            return ''\n        if False:",
+            ),
+        ),
+    ),
+    Mutant(
+        name="snapshot-drops-own-rows",
+        breaks="a node that goes on with another one's database keeps what only its own had",
+        caught_by=("versions-only-grow", "finished-stays", "acknowledged-kept", "node-knows-its-word"),
+        edits=(Edit("node.storage.adoption:adopt", "_merge(connection, old, hlc, stable, tables)", "pass"),),
+    ),
 )

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import apsw
 import msgspec
 import trio
 
@@ -95,7 +96,13 @@ class InlineThread:
         self._free_at = max(self._free_at, self._now()) + self._latency_s()
         await self._process.nap(self._free_at - self._now())
         assert not self._closed, "closed"
-        return fn()
+        try:
+            return fn()
+        except SystemError as error:
+            # What a VFS in Python raises while apsw closes something by force, it neither drops nor passes on.
+            if isinstance(error.__cause__, apsw.Error):
+                raise error.__cause__ from None
+            raise
 
     def close(self) -> None:
         """Take no more calls."""

@@ -239,6 +239,8 @@ async def _what_is_open(world: World, accepted: Iterable[str]) -> str:
     if busy := [host.name for host in world.hosts.values() if host.questions]:
         return f"{', '.join(busy)} still work on what clients asked"
     hosts = [host for host in world.hosts.values() if host.wanted]
+    if filled := [host.name for host in hosts if host.node is not None and host.node.bootstrap.is_wanted]:
+        return f"{', '.join(filled)} are being filled by a snapshot"
     if remembering := [host.name for host in hosts if host.node is not None and host.node.store.has_tombstones]:
         return f"{', '.join(remembering)} remember deleted rows"
     try:

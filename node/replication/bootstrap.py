@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import trio
@@ -61,6 +61,12 @@ class _Part:
     whole: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=DIGEST_BYTES))
 
 
+class _Wish(NamedTuple):
+    peer: str
+    reason: str
+    is_order: bool
+
+
 class Bootstrap:
     """Fetches at most one snapshot at a time. `run` does the work; `required` asks for it."""
 
@@ -87,7 +93,7 @@ class Bootstrap:
         self._heed = heed
         self._path = store.path.with_name(f"{store.path.name}.part")
         self._part: _Part | None = None
-        self._wanted: tuple[str, str] | None = None
+        self._wanted: _Wish | None = None
         self._news = trio.Event()
         self._refused_until = float("-inf")
         self._told_at = float("-inf")
@@ -99,6 +105,11 @@ class Bootstrap:
     def is_possible(self) -> bool:
         """Whether peers may point this node to a snapshot; after failures they send rows for a while."""
         return self._env.clock.monotonic() >= self._refused_until
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a snapshot is being fetched, or is about to be."""
+        return self._wanted is not None
 
     def progress(self) -> dict[str, Any] | None:
         """`from`, `bytes` so far, `total` and `atMs` while a snapshot is fetched; None otherwise."""
@@ -115,15 +126,18 @@ class Bootstrap:
     def required(self, peer: str, reason: str) -> None:
         """This peer says that only a snapshot brings this node up to date. Never blocks; one wish at a time counts."""
         if self._wanted is None and self.is_possible:
-            self._wanted = peer, reason
-            self._news.set()
+            self._want(_Wish(peer, reason, is_order=False))
+
+    def _want(self, wish: _Wish) -> None:
+        self._wanted = wish
+        self._news.set()
 
     def asked_for(self, peer: str) -> bool:
         """An operator wants this peer's snapshot, whatever failed before; False when one is wanted already."""
         if self._wanted is not None:
             return False
         self._refused_until = float("-inf")
-        self.required(peer, "an operator asked for it")
+        self._want(_Wish(peer, "an operator asked for it", is_order=True))
         return True
 
     async def run(self) -> None:
@@ -133,17 +147,16 @@ class Bootstrap:
             await self._news.wait()
             self._news = trio.Event()
             assert self._wanted is not None, "news is a wish"
-            peer, reason = self._wanted
-            log.info("fetching a snapshot from %s: %s", peer, reason)
-            await self._try_hard(peer)
+            log.info("fetching a snapshot from %s: %s", self._wanted.peer, self._wanted.reason)
+            await self._try_hard(self._wanted)
             self._wanted = None
 
-    async def _try_hard(self, peer: str) -> None:
-        tries = 0
+    async def _try_hard(self, wish: _Wish) -> None:
+        peer, tries = wish.peer, 0
         while tries < TRIES_MAX:
             before = self._part.arrived if self._part is not None else 0
             try:
-                await self._bootstrap(peer)
+                await self._bootstrap(wish)
                 return
             except (ConfigError, LimitError) as error:
                 if not self._store.is_open:
@@ -161,7 +174,8 @@ class Bootstrap:
         await self._discard()
         self._refused_until = self._env.clock.monotonic() + REFUSED_S
 
-    async def _bootstrap(self, peer: str) -> None:
+    async def _bootstrap(self, wish: _Wish) -> None:
+        peer = wish.peer
         address = self._address_of(peer)
         if address is None:
             return
@@ -184,7 +198,7 @@ class Bootstrap:
         except NotFoundError:
             await self._discard()
             raise
-        await self._adopt(peer, part)
+        await self._adopt(wish, part)
 
     async def _part_of(self, offer: SnapshotOffer) -> _Part:
         if self._part is not None and self._part.offer == offer:
@@ -227,7 +241,7 @@ class Bootstrap:
             self._told_at = now
             log.info("snapshot from %s: %d of %d bytes", self._from, part.arrived, part.offer.bytes)
 
-    async def _adopt(self, peer: str, part: _Part) -> None:
+    async def _adopt(self, wish: _Wish, part: _Part) -> None:
         if part.arrived < part.offer.bytes:
             raise FrameError("the snapshot ended early")
         if part.whole.hexdigest() != part.offer.id:
@@ -236,22 +250,33 @@ class Bootstrap:
         await self._env.reader_thread.run(part.file.close)
         self._part = None
         try:
-            await self._hear_what_concerns_us()
-            await self._store.replace_database(self._path)
-        except BaseException:
+            is_adopted = await self._exchange(always=wish.is_order)
+        finally:
             with trio.CancelScope(shield=True):
                 await self._env.reader_thread.run(self._remove)
-            raise
+        if not is_adopted:
+            log.info("the snapshot of %s is not needed any more: other peers sent all of it meanwhile", wish.peer)
+            return
         self._adopted = part.offer.id
         self.adopted_total += 1
-        log.info("this node goes on with the snapshot of %s, %d bytes, under a new origin", peer, part.offer.bytes)
-        self._on_adopted(peer)
+        log.info("this node goes on with the snapshot of %s, %d bytes, under a new origin", wish.peer, part.offer.bytes)
+        self._on_adopted(wish.peer)
 
-    async def _hear_what_concerns_us(self) -> None:
-        rows = await self._store.prepare_copy(self._path, self._heed)
+    async def _exchange(self, *, always: bool) -> bool:
+        """Hear of what concerns us, then take the place; False when it brings nothing new, unless `always`."""
+
+        def read(ours: Reader, theirs: Reader) -> list[Row] | None:
+            is_news = always or not ours.vector().includes(theirs.vector())
+            return self._heed(ours, theirs) if is_news else None
+
+        rows = await self._store.prepare_copy(self._path, read)
+        if rows is None:
+            return False
         for start in range(0, len(rows), HEARD_ROWS_MAX):
             piece = rows[start : start + HEARD_ROWS_MAX]
             await self._store.write(partial(_merge, rows=piece), remote=True, rows=len(piece))
+        await self._store.replace_database(self._path)
+        return True
 
     async def _discard(self) -> None:
         part, self._part = self._part, None

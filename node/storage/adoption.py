@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import apsw
 
-from mesh.errors import StoreError
+from mesh.errors import ConfigError, StoreError
 from mesh.hlc import HybridClock
 from mesh.ids import Origin
 from mesh.rows import Row
@@ -26,13 +26,13 @@ from mesh.tables import Table
 from mesh.version_vector import VersionVector
 from node.storage.database import DAMAGE, DISK_ERRORS, META_CLEAN, META_HLC, META_ORIGIN, open_connection, unusable
 from node.storage.database_copy import local_tables
-from node.storage.garbage import is_orphan
+from node.storage.garbage import has_tombstones, is_orphan
 from node.storage.migrate import Migration, check_migrations
 from node.storage.origins import OriginTable
 from node.storage.reader import META_STABLE, PullCursor, Reader
 from node.storage.schema import table_sql
 from node.storage.schema_changes import upgrade
-from node.storage.transaction import Ledger, Transaction
+from node.storage.transaction import Arrival, Ledger, Transaction
 from node.storage.vectors import load_vector, store_vector
 
 T = TypeVar("T")
@@ -43,14 +43,16 @@ MERGE_ROWS_MAX = 1_000
 def adopt(path: Path, vfs: str, old: Ledger, tables: Sequence[Table]) -> None:
     """Make the copy at `path` a database of this node that knows all that `old` does, in one synced file.
 
-    Runs on the writing thread between two batches, after `prepare_copy`, with the same errors. `old` is left as it is.
+    Runs on the writing thread between two batches, after `prepare_copy`, with the same errors, and ConfigError when the
+    copy is older than what this node has forgotten. `old` is left as it is.
     """
     with _opened(path, vfs) as connection:
         connection.execute("BEGIN IMMEDIATE")
         _take_local_tables(connection, old.connection, tables)
         hlc = _hlc_of_both(connection, old)
-        _take_meta(connection, old.connection)
-        _merge(connection, old, hlc, tables)
+        _check_remembers(connection, old)
+        stable = _take_meta(connection, old.connection)
+        _merge(connection, old, hlc, stable, tables)
         connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (META_HLC, str(hlc.last).encode()))
         connection.execute("INSERT INTO meta VALUES (?, ?)", (META_CLEAN, b"1"))  # it was checked a moment ago
         connection.execute("COMMIT")
@@ -113,21 +115,34 @@ def _hlc_of_both(connection: apsw.Connection, old: Ledger) -> HybridClock:
     return hlc
 
 
-def _is_alone(ledger: Ledger, row: Row, me: str) -> bool:
-    """Whether we wrote this to something that is not here."""
+def _is_left_behind(ledger: Ledger, old: Ledger, row: Row) -> bool:
+    """Whether we wrote this to something that was in our old database and is not in this one.
+
+    What was in neither is another matter: a parent may come later than its child.
+    """
     sql = ledger.tables.get(row.table)
-    if sql is None or sql.table.parent is None or row.origin.node != me:
+    if sql is None or sql.table.parent is None or row.origin.node != old.origin.node:
         return False
-    return is_orphan(ledger, sql, row.namespace, row.text(sql.table.parent.column))
+    name = row.text(sql.table.parent.column)
+    return is_orphan(ledger, sql, row.namespace, name) and not is_orphan(old, sql, row.namespace, name)
 
 
-def _take_meta(connection: apsw.Connection, old: apsw.Connection) -> None:
+def _check_remembers(connection: apsw.Connection, old: Ledger) -> None:
+    """ConfigError when the copy may hold rows whose deletion this node has seen, and forgotten."""
+    origins = OriginTable()
+    origins.load(connection)
+    if not load_vector(connection, origins).includes(old.stable.complete):
+        raise ConfigError("the snapshot is older than deletions that this node remembers no more")
+
+
+def _take_meta(connection: apsw.Connection, old: apsw.Connection) -> Stable:
     stable = _stable(connection).joined(_stable(old))  # facts about the mesh, whoever learned them
     connection.execute("DELETE FROM meta")
     for name, value in old.execute("SELECT name, value FROM meta"):
         if name not in (META_ORIGIN, META_CLEAN):  # a database that has no origin gets a new one when it is opened
             connection.execute("INSERT INTO meta VALUES (?, ?)", (name, value))
     connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (META_STABLE, stable.to_wire()))
+    return stable
 
 
 def _stable(connection: apsw.Connection) -> Stable:
@@ -135,26 +150,29 @@ def _stable(connection: apsw.Connection) -> Stable:
     return Stable.from_wire(data) if isinstance(data, bytes) else Stable()
 
 
-def _take_quarantine(
-    connection: apsw.Connection, old: Ledger, origins: OriginTable, vector: VersionVector
-) -> frozenset[tuple[Origin, int]]:
-    """Take along what is put aside and the copy has not seen, as it is; returns which versions that are.
+def _parked(connection: apsw.Connection, origins: OriginTable) -> set[tuple[Origin, int]]:
+    """The dots of all versions that this database has put aside."""
+    return {(origins.origin(oid), seq) for oid, seq in connection.execute("SELECT oid, seq FROM quarantine")}
+
+
+def _take_quarantine(connection: apsw.Connection, old: Ledger, origins: OriginTable, vector: VersionVector) -> None:
+    """Take along what is put aside and the copy has not seen, as it is.
 
     It was put aside by hooks as well, and none of them judges here: merged anew, a poisoned row would become current.
     """
-    parked = []
     for oid, seq, *rest in old.connection.execute("SELECT * FROM quarantine ORDER BY rowid"):
         origin = old.origins.origin(oid)
         if not vector.covers(origin, seq):
             marks = ", ".join("?" * (2 + len(rest)))
             number = origins.intern(connection, origin)
             connection.execute(f"INSERT OR IGNORE INTO quarantine VALUES ({marks})", (number, seq, *rest))
-            parked.append((origin, seq))
-    return frozenset(parked)
 
 
-def _merge(connection: apsw.Connection, old: Ledger, hlc: HybridClock, tables: Sequence[Table]) -> None:
-    """Merge every version that the old database has seen and this one has not, by the order that decides any merge."""
+def _merge(connection: apsw.Connection, old: Ledger, hlc: HybridClock, stable: Stable, tables: Sequence[Table]) -> None:
+    """Merge every version that the old database has seen and this one has not, by the order that decides any merge.
+
+    What the donor has put aside it has not seen in that sense: here it may be current.
+    """
     origins = OriginTable()
     origins.load(connection)
     ledger = Ledger(
@@ -163,23 +181,35 @@ def _merge(connection: apsw.Connection, old: Ledger, hlc: HybridClock, tables: S
         origins=origins,
         hlc=hlc,
         now_ms=old.now_ms,
+        stable=stable,
     )
+    ledger.has_tombstones = has_tombstones(ledger)
     vector = load_vector(connection, origins)
     reader = Reader(old.connection, old.tables, old.origins)
-    parked = _take_quarantine(connection, old, origins, vector)
+    parked_here = _parked(old.connection, old.origins)
+    parked_there = _parked(connection, origins) - parked_here
+    _take_quarantine(connection, old, origins, vector)
+    aside = VersionVector()
+    for origin, seq in parked_there:
+        aside.add(origin, seq, seq)
+    applied = VersionVector(aside.missing_from(vector))
     seen = VersionVector()
     cursor: PullCursor | None = None
     waiting: list[Row] = []
     while True:
-        chunk = reader.rows_missing_from(vector, rows_max=MERGE_ROWS_MAX, after=cursor)
+        chunk = reader.rows_missing_from(applied, rows_max=MERGE_ROWS_MAX, after=cursor)
         transaction = Transaction(ledger)  # one for each chunk, since it remembers all that it merged
         for row in chunk.rows:
-            if (row.origin, row.seq) in parked:
+            if (row.origin, row.seq) in parked_here:
                 continue
-            if _is_alone(ledger, row, old.origin.node):
+            if (row.origin, row.seq) in parked_there:
+                connection.execute(
+                    "DELETE FROM quarantine WHERE oid = ? AND seq = ?", (origins.number(row.origin), row.seq)
+                )
+            if _is_left_behind(ledger, old, row):
                 waiting.append(row)  # what it belongs to may come yet, from a later origin
             else:
-                transaction.merge(row)
+                transaction.merge(row, Arrival.CARRIED)
         seen.join(transaction.finish()[2])
         if chunk.vector is not None:
             seen.join(chunk.vector)
@@ -188,6 +218,6 @@ def _merge(connection: apsw.Connection, old: Ledger, hlc: HybridClock, tables: S
     transaction = Transaction(ledger)
     for row in waiting:
         # What we wrote to something that the mesh has deleted, and forgotten, since, stays behind.
-        if not _is_alone(ledger, row, old.origin.node):
-            transaction.merge(row)
+        if not _is_left_behind(ledger, old, row):
+            transaction.merge(row, Arrival.CARRIED)
     store_vector(connection, origins, vector, VersionVector(vector.missing_from(seen)))

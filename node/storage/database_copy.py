@@ -67,8 +67,10 @@ class DatabaseCopy:
 
     def abandon(self) -> None:
         """Give up; the file is of no use."""
-        self._backup.close(True)  # it holds a lock on the source
-        self._target.close(True)
+        try:
+            self._backup.close(True)  # it holds a lock on the source
+        finally:
+            self._target.close(True)
 
 
 def local_tables(connection: apsw.Connection, tables: Sequence[Table]) -> list[str]:

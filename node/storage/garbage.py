@@ -76,21 +76,27 @@ def collect(ledger: Ledger) -> int:
 def drop_unsent(ledger: Ledger, sent: Container[int], vector: VersionVector) -> int:
     """Drop rows that a peer does not hold, although it has seen them: `sent` has the names of all that it holds.
 
-    Rows that only we have seen stay, unless we wrote them ourselves and they belong to one that is gone. Returns how
-    many went.
+    Rows that only we have seen stay, unless we wrote them ourselves and they belong to one that goes. Returns how many
+    went.
     """
-    count, me = 0, ledger.origin.node
+    dropped: set[int] = set()
+    me = ledger.origin.node
     tables = sorted(ledger.tables.values(), key=lambda sql: sql.table.parent is not None)  # parents first
     for sql in tables:
         for rowid, namespace, key, parent, oid, seq in list(ledger.connection.execute(sql.names)):
             origin = ledger.origins.origin(oid)
             if row_name(sql.table.name, namespace, key) in sent:
                 continue
-            if vector.covers(origin, seq) or (origin.node == me and is_orphan(ledger, sql, namespace, parent)):
+            if vector.covers(origin, seq) or (origin.node == me and _parent_name(sql, namespace, parent) in dropped):
                 _delete(ledger, sql, rowid, namespace, key)
-                count += 1
+                dropped.add(row_name(sql.table.name, namespace, key))
     ledger.rows.clear()
-    return count
+    return len(dropped)
+
+
+def _parent_name(sql: TableSql, namespace: str, parent: str | None) -> int | None:
+    belongs_to = sql.table.parent
+    return row_name(belongs_to.table, namespace, parent) if belongs_to is not None and parent else None
 
 
 def is_orphan(ledger: Ledger, sql: TableSql, namespace: str, parent: str | None) -> bool:

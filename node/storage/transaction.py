@@ -57,6 +57,11 @@ class Arrival(enum.Enum):
     """By itself."""
     REPAIRED = "repaired"
     """To fill a gap that was found here: it counts although its dot was seen."""
+    CARRIED = "carried"
+    """From this node's former database, which judged it when it came: it counts likewise, and is in time."""
+
+
+_NEWS = (Arrival.PULLED, Arrival.PUSHED)
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -202,12 +207,12 @@ class Transaction(Reader):
                 ledger.count("rows_deferred")
                 return "deferred"
         rowid, current = (None, None) if sql is None else self._current(sql, row.namespace, row.key)
-        if current is None and arrival is not Arrival.REPAIRED and self._was_forgotten(row):
+        if current is None and arrival in _NEWS and self._was_forgotten(row):
             self.mark(row.origin, row.seq, row.seq)
             ledger.count("rows_stale")
             return Outcome.STALE.value
         self.mark(row.origin, row.seq, row.seq)
-        in_time = ledger.hlc.observe(row.hlc, ledger.now_ms)
+        in_time = ledger.hlc.observe(row.hlc, ledger.now_ms) or arrival is Arrival.CARRIED
         verdict = judge(None if sql is None else sql.table, current, row, in_time=in_time)
         if verdict.outcome is Outcome.APPLIED and sql is not None:
             verdict = self._apply(sql, rowid, current, row, verdict)

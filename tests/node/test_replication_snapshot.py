@@ -74,15 +74,18 @@ class Pair:
             heed=lambda _ours, _theirs: [],
         )
 
-    async def fill(self) -> None:
+    async def fill(self, *, ordered: bool = False) -> None:
         """Ask for the donor's snapshot and wait until it is adopted or given up."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.donor.run)
             nursery.start_soon(self.bootstrap.run)
             await trio.testing.wait_all_tasks_blocked()
-            self.bootstrap.required("donor", "a test")
+            if ordered:
+                self.bootstrap.asked_for("donor")
+            else:
+                self.bootstrap.required("donor", "a test")
             with trio.fail_after(60):
-                while not self.adopted and self.bootstrap.is_possible:  # noqa: ASYNC110 - a refusal tells nobody
+                while self.bootstrap.is_wanted:  # noqa: ASYNC110 - its end tells nobody
                     await trio.sleep(0.2)
             nursery.cancel_scope.cancel()
 
@@ -127,6 +130,19 @@ async def test_a_filled_node_has_all_that_both_had_and_its_own_rows_keep_their_n
     assert (kept.origin, kept.seq) == (mine.origin, mine.seq)
     assert pair.target.origin.node == "node-b"
     assert pair.target.origin not in (mine.origin, pair.source.origin)
+
+
+async def test_a_snapshot_that_brings_nothing_new_is_thrown_away_unless_an_operator_asked_for_it(pair, autojump_clock):
+    rows = await pair.source.read(lambda reader: reader.select("notes"))
+    await pair.target.write(lambda tx: [tx.merge(row) for row in rows], remote=True, rows=len(rows))
+    origin = pair.target.origin
+    await pair.fill()
+    assert pair.adopted == []
+    assert pair.target.origin == origin
+    assert not pair.target.path.with_name("relaymesh.db.part").exists()
+    await pair.fill(ordered=True)
+    assert pair.adopted == ["donor"]
+    assert pair.target.origin != origin
 
 
 async def test_the_greater_version_of_a_row_stays_whichever_database_it_was_in(pair, autojump_clock):
