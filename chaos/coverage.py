@@ -33,6 +33,7 @@ from node.storage.transaction import Change
 POINTS: Mapping[str, str] = {
     # --- membership ---
     "rows-forgotten": "a node dropped rows that every member knows to be deleted",
+    "origins-collapsed": "the dots of a former process left the vectors, since no row of it is left",
     "copied-whole": "a node that was away for too long copied all rows of a peer",
     "suspect-refuted": "a member that was suspected proved that it lives",
     "dead-returned": "a member that was held DEAD was ALIVE again",
@@ -95,6 +96,7 @@ RARE = frozenset(
         "returned-by-certificate",
         "start-refused",
         "copied-whole",
+        "origins-collapsed",
         "snapshot-adopted",
         "database-set-aside",
     }
@@ -291,6 +293,8 @@ class Coverage:
             yield "vector-gap"
         if seen.forgotten:
             yield "rows-forgotten"
+        if seen.collapsed:
+            yield "origins-collapsed"
 
     # --- clients and logs ---
 

@@ -191,6 +191,8 @@ class Sampled(Seen):
     """Whether it is about to forget more."""
     forgotten: int = 0
     """Rows that this process dropped because every member knows of their deletion."""
+    collapsed: int = 0
+    """Origins that it knows to be of the past, and lists in no vector."""
     disk_writes: int = 0
     """How many times anything was written to the host's disk so far."""
 

@@ -42,7 +42,17 @@ _APART: Mapping[str, float] = {"key-rotation": 0.3}
 """Kinds that are drawn apart from the sample, with this chance: seeds that do not draw them are as if they were not."""
 
 _LOSES_DATA = frozenset({"lying-sync", "stale-image", "wipe"})
-_OF_A_PROCESS = ("kill", "stop", "pause", "starve", "power-cut", "power-cut-at-write", "settings", "no-clock")
+_OF_A_PROCESS = (
+    "long-absence",
+    "kill",
+    "stop",
+    "pause",
+    "starve",
+    "power-cut",
+    "power-cut-at-write",
+    "settings",
+    "no-clock",
+)
 _OF_A_DISK = ("lying-sync", "sync-error", "io-error", "disk-full", "read-only", "stale-image", "wipe", "clone")
 _OF_A_HOST = frozenset({*_OF_A_PROCESS, *_OF_A_DISK})
 _DRAWN: Mapping[tuple[str, str], tuple[float, float]] = {
@@ -70,6 +80,10 @@ _DRAWN: Mapping[tuple[str, str], tuple[float, float]] = {
 
 SNAPSHOTS: Sequence[Mapping[str, int]] = ({"bootstrapRowsMin": 100}, {"bootstrapRowsMin": 10}, {})
 """How much a node must lack to be filled by a snapshot: as always, or little enough for a short run."""
+LONG_SHARE = 0.05
+"""Of scenarios that take as long as several others."""
+LONG_DURATION_S = (120.0, 240.0)
+ABSENCE_S = (40.0, 90.0)
 PURGE_SHARES = (0.0, 0.0, 0.03, 0.1)
 GARBAGE_INTERVAL_MS = 1_000
 
@@ -112,7 +126,33 @@ def draw(seed: int, *, nodes: tuple[int, int] = NODES) -> Scenario:
         },
         random=RandomFaults(faults=draws.randint(*FAULTS), menu={kind: MENU[kind].weight for kind in sorted(part)}),
     )
-    return expand(scenario, seed)
+    return expand(_long(scenario) if stream(seed, "long").random() < LONG_SHARE else scenario, seed)
+
+
+def _long(scenario: Scenario) -> Scenario:
+    """The same mesh for a long time with little work, of which all is deleted again and again, and a member given up.
+
+    What takes years in a mesh takes minutes here: retention, the horizon after which a member is pruned, and the rounds
+    that forget are as much shorter.
+    """
+    draws = stream(scenario.seed, "long life")
+    duration_s = round(draws.uniform(*LONG_DURATION_S), 1)
+    absence_s = round(draws.uniform(*ABSENCE_S), 1)
+    absence = Fault(
+        kind="long-absence",
+        at_s=round(draws.uniform(1.0, duration_s - absence_s - 1.0), 1),
+        for_s=absence_s,
+        nodes=(draws.choice(scenario.node_names()),),
+        options={},
+    )
+    assert scenario.random is not None
+    return replace(
+        scenario,
+        duration_s=duration_s,
+        workload=replace(scenario.workload, rate=draws.choice([0.3, 1.0]), purge_share=draws.choice([0.05, 0.15])),
+        faults=(absence,),
+        random=replace(scenario.random, faults=scenario.random.faults + draws.randint(*FAULTS)),
+    )
 
 
 def _workload(draws: random.Random) -> WorkloadSpec:

@@ -14,7 +14,12 @@ diverged; with age instead of stability, 108 of 400 did):
 - whoever has rows and does not cover a peer's `complete` was away for too long, or was rolled back: it may hold rows
   whose tombstones are gone, and takes a whole new copy instead of news.
 
-Both vectors are facts about the mesh, never decisions: adopting a peer's is safe for whoever covers them.
+Every restart of a host that had lost its power begins a new origin, so a mesh that lives for years would carry
+thousands in every vector. Once all members have seen the same dots of an origin, and none holds a row of it any more,
+those dots are *collapsed*: they leave the vectors, all three of them, and are kept apart, where no pull carries them.
+They still count as seen, dot by dot, so a late copy changes nothing, and a later dot of such an origin is news.
+
+All of it is facts about the mesh, never decisions: adopting a peer's is safe for whoever covers them.
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ from mesh.version_vector import VersionVector
 class _WireStable(msgspec.Struct, frozen=True, array_like=True):
     settled: bytes
     complete: bytes
+    collapsed: bytes = b""
 
 
 _decoder = msgspec.msgpack.Decoder(_WireStable)
@@ -46,26 +52,44 @@ class Stable:
     """Tombstones among these dots are garbage."""
     complete: VersionVector = field(default_factory=VersionVector)
     """Rows among these dots that belong to such a tombstone are garbage, too. Includes `settled`."""
+    collapsed: VersionVector = field(default_factory=VersionVector)
+    """Seen by all, without a row of theirs anywhere. No other vector of a replica that knows this lists them."""
 
     def joined(self, other: Stable) -> Stable:
         """What both know together."""
-        settled, complete = self.settled.copy(), self.complete.copy()
+        settled, complete, collapsed = self.settled.copy(), self.complete.copy(), self.collapsed.copy()
         settled.join(other.settled)
         complete.join(other.complete)
-        return Stable(settled, complete)
+        collapsed.join(other.collapsed)
+        if collapsed.is_empty:
+            return Stable(settled, complete)
+        return Stable(settled.without(collapsed), complete.without(collapsed), collapsed)
+
+    def news_in(self, other: Stable) -> Stable:
+        """The part of `other` that is said about dots which are not collapsed here."""
+        if self.collapsed.is_empty:
+            return other
+        mine = self.collapsed
+        return Stable(other.settled.without(mine), other.complete.without(mine), other.collapsed.without(mine))
 
     def includes(self, other: Stable) -> bool:
         """Whether `other` says nothing new."""
-        return self.settled.includes(other.settled) and self.complete.includes(other.complete)
+        news = self.news_in(other)
+        return self.settled.includes(news.settled) and self.complete.includes(news.complete) and news.collapsed.is_empty
+
+    def collapsed_digest(self) -> bytes:
+        """Eight bytes that are equal exactly for equal `collapsed`; none while it is empty."""
+        return b"" if self.collapsed.is_empty else self.collapsed.digest()
 
     def digest(self) -> bytes:
         """Eight bytes that are equal exactly for equal knowledge."""
-        both = self.settled.digest() + self.complete.digest()
-        return hashlib.blake2b(both, digest_size=8, person=b"relaymesh-stable").digest()
+        all_of_it = self.settled.digest() + self.complete.digest() + self.collapsed_digest()
+        return hashlib.blake2b(all_of_it, digest_size=8, person=b"relaymesh-stable").digest()
 
     def to_wire(self) -> bytes:
         """For a peer."""
-        return msgspec.msgpack.encode(_WireStable(self.settled.to_wire(), self.complete.to_wire()))
+        collapsed = b"" if self.collapsed.is_empty else self.collapsed.to_wire()
+        return msgspec.msgpack.encode(_WireStable(self.settled.to_wire(), self.complete.to_wire(), collapsed))
 
     @classmethod
     def from_wire(cls, data: bytes) -> Stable:
@@ -74,7 +98,8 @@ class Stable:
             wire = _decoder.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise RecordError(f"stable vectors cannot be decoded: {error}") from None
-        stable = cls(VersionVector.from_wire(wire.settled), VersionVector.from_wire(wire.complete))
+        collapsed = VersionVector.from_wire(wire.collapsed) if wire.collapsed else VersionVector()
+        stable = cls(VersionVector.from_wire(wire.settled), VersionVector.from_wire(wire.complete), collapsed)
         if not stable.complete.includes(stable.settled):
             raise RecordError("stable vectors of which the settled one is not complete")
         return stable
@@ -114,9 +139,12 @@ def settle(known: Stable, first: Look, second: Look) -> Stable:
 def may_adopt(seen: VersionVector, writer: Origin, stable: Stable) -> bool:
     """Whether a replica that has `seen` this may forget what a peer's knowledge allows to forget.
 
-    One that has nothing but what it wrote itself, as `writer`, has nothing to forget.
+    One that has nothing but what it wrote itself, as `writer`, has nothing to forget. `stable` is what
+    `Stable.news_in` leaves of it, given what the replica knows.
     """
-    return all(origin == writer for origin in seen.origins()) or seen.includes(stable.complete)
+    if all(origin == writer for origin in seen.origins()):
+        return True
+    return seen.includes(stable.complete) and seen.includes(stable.collapsed)
 
 
 def was_away_too_long(seen: VersionVector, writer: Origin, stable: Stable, *, same_stable: bool) -> bool:

@@ -105,6 +105,10 @@ class VersionVector:
                 missing[origin] = ranges
         return missing
 
+    def without(self, other: VersionVector) -> VersionVector:
+        """The dots that are covered here and not by `other`."""
+        return VersionVector(other.missing_from(self))
+
     def includes(self, other: VersionVector) -> bool:
         """Whether everything that `other` covers is covered here, too."""
         return not self.missing_from(other)

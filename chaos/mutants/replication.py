@@ -105,10 +105,10 @@ MUTANTS = (
         edits=(
             Edit(
                 "node.replication.stability_rounds:StabilityRounds._look",
-                "return look([self._store.vector.copy(), *vectors.values()])",
+                "return look([self._store.vector.copy(), *others])",
                 "return look([self._store.vector.copy()])",
             ),
-            Edit("mesh.stability:may_adopt", "return all(", "return True or all("),
+            Edit("mesh.stability:may_adopt", "if all(", "if True or all("),
         ),
     ),
     Mutant(
@@ -132,8 +132,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "node.storage.transaction:Transaction._was_forgotten",
-                "return not self._ledger.stable.settled.is_empty and self._is_seen(row)",
-                "return False",
+                "stable = self._ledger.stable",
+                "return False\n        stable = self._ledger.stable",
             ),
         ),
     ),
@@ -149,9 +149,26 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="collapsed-unasked",
+        breaks="dots leave the vectors only when every member has seen them and none has a row of theirs",
+        caught_by=("equal-vectors-equal-replicas", "versions-only-grow", "vectors-honest", "acknowledged-kept"),
+        edits=(
+            Edit(
+                "node.replication.stability_rounds:StabilityRounds._collapse_what_is_empty_everywhere",
+                "if all(vector.ranges(origin) == seen and tuple(origin) in empty for vector, empty in told):",
+                "if seen:",
+            ),
+            Edit(
+                "node.replication.stability_rounds:StabilityRounds.collapse",
+                "if empty:",
+                "empty = [each for each in vector.origins() if each != self._store.origin]\n        if empty:",
+            ),
+        ),
+    ),
+    Mutant(
         name="snapshot-keeps-origin",
         breaks="whoever goes on with another node's database writes under an origin of its own, not under that node's",
-        caught_by=("one-content-per-dot",),
+        caught_by=("one-content-per-dot", "one-writer", "nodes-live-on"),
         edits=(
             Edit(
                 "node.storage.database_copy:DatabaseCopy.finish",

@@ -59,7 +59,7 @@ class ReplicationCommands:
             **_summary(opened),
             **dataclasses.asdict(compared),
             "ok": compared.missing == compared.differing == 0,
-            "importable": not self._node.store.vector.missing_from(opened.since),
+            "importable": not self._node.store.lacks(opened.since),
         }
 
 

@@ -266,7 +266,7 @@ class Bootstrap:
         """Hear of what concerns us, then take the place; False when it brings nothing new, unless `always`."""
 
         def read(ours: Reader, theirs: Reader) -> list[Row] | None:
-            is_news = always or not ours.vector().includes(theirs.vector())
+            is_news = always or not ours.vector().includes(theirs.vector().without(ours.stable().collapsed))
             return self._heed(ours, theirs) if is_news else None
 
         rows = await self._store.prepare_copy(self._path, read)

@@ -105,7 +105,8 @@ async def import_opened(store: Store, opened: Opened) -> Imported:
     ConfigError, with nothing changed, where this replica may hold rows that the source has forgotten to be deleted.
     """
     is_known = store.stable.includes(opened.stable)
-    if was_away_too_long(store.vector, store.origin, opened.stable, same_stable=is_known):
+    news = store.stable.news_in(opened.stable)
+    if was_away_too_long(store.vector, store.origin, news, same_stable=is_known):
         raise ConfigError(
             "this node was away for longer than the mesh remembers deletions, and no envelope can mend that: let it "
             "reach a member by a stream, from which it copies all rows"
@@ -114,7 +115,7 @@ async def import_opened(store: Store, opened: Opened) -> Imported:
     outcomes: Counter[str] = Counter()
     chunks = opened.chunks or [[]]
     # Decided first: the chunks themselves may bring some of what `since` covers, and that would be no proof.
-    joins = not store.vector.missing_from(opened.since)
+    joins = not store.lacks(opened.since)
     for chunk in chunks[:-1]:
         outcomes.update(await _merge(store, chunk, None))
     outcomes.update(await _merge(store, chunks[-1], opened.cursor if joins else None))
@@ -130,7 +131,7 @@ async def compare(store: Store, opened: Opened) -> Compared:
 
 
 async def _merge(store: Store, rows: list[Row], vector: VersionVector | None) -> list[str]:
-    if not rows and (vector is None or not store.vector.missing_from(vector)):
+    if not rows and (vector is None or not store.lacks(vector)):
         return []  # nothing new: no write
     return await store.write(partial(_merge_chunk, rows=rows, vector=vector), remote=True, rows=len(rows))
 
@@ -144,6 +145,7 @@ def _merge_chunk(tx: Transaction, *, rows: list[Row], vector: VersionVector | No
 
 def _compare_chunk(reader: Reader, *, rows: list[Row]) -> list[str]:
     seen = reader.vector()
+    seen.join(reader.stable().collapsed)
     return [_compare_row(reader, seen, row) for row in rows]
 
 

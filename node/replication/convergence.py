@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from mesh.ids import Address, Origin
+from mesh.stability import Stable
 from mesh.version_vector import VersionVector
 from node.replication.calls import Caller, decode
 from node.replication.stability_rounds import VectorAnswer, VectorRequest
@@ -29,8 +30,8 @@ async def distance(store: Store, calls: Caller, node_id: str, address: Address) 
     """Ask one peer and compare. Raises what the call raises; an older release that cannot answer is an error, too."""
     request = msgspec.msgpack.encode(VectorRequest(store.stable.to_wire()))
     answer = decode(await calls.call(address, "vector", request, expect=node_id), VectorAnswer)
-    theirs = VersionVector.from_wire(answer.vector)
-    ours = store.vector
+    theirs = VersionVector.from_wire(answer.vector).without(store.stable.collapsed)
+    ours = store.vector.without(Stable.from_wire(answer.stable).collapsed)
     return Distance(_dots(ours, theirs), _dots(theirs, ours))
 
 

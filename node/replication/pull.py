@@ -18,12 +18,12 @@ from functools import partial
 import msgspec
 import trio
 
-from mesh.errors import RelayMeshError
+from mesh.errors import FrameError, RelayMeshError
 from mesh.hlc import DRIFT_MAX_MS
 from mesh.ids import Address, Origin
 from mesh.row_codec import CHUNK_LIMITS, decode_rows, encode_rows
 from mesh.rows import Row
-from mesh.stability import Stable, may_adopt, was_away_too_long
+from mesh.stability import Stable, was_away_too_long
 from mesh.version_vector import VersionVector
 from node.env import Env
 from node.replication.calls import Caller, decode
@@ -65,6 +65,8 @@ class PullEnd(msgspec.Struct, array_like=True):
     """The requester may hold rows whose tombstones are gone: no news can mend that, only a whole copy."""
     need_snapshot: str = ""
     """Why rows cannot or should not bring the requester up to date: then nothing of the above is of use."""
+    tell_collapsed: bool = False
+    """Both have collapsed other dots, so the vectors cannot be compared: ask again, with all of them."""
 
 
 class PullRequest(msgspec.Struct, array_like=True):
@@ -76,6 +78,10 @@ class PullRequest(msgspec.Struct, array_like=True):
     """The digest of what it knows to be stable; empty from a release that knows of no such thing."""
     snapshots: bool = False
     """Whether the requester can take a snapshot where that is faster than rows."""
+    collapsed: bytes = b""
+    """`Stable.collapsed_digest`: what the vector leaves out."""
+    collapsed_vector: bytes = b""
+    """All of that, when the responder asked for it."""
 
 
 async def serve_pull(
@@ -88,6 +94,8 @@ async def serve_pull(
     """
     request = decode(body, PullRequest)
     theirs = VersionVector.from_wire(request.vector)
+    if request.collapsed_vector:
+        theirs.join(VersionVector.from_wire(request.collapsed_vector))
     origin = Origin(*request.origin)
     if (
         request.snapshots
@@ -96,21 +104,24 @@ async def serve_pull(
     ):
         return need_snapshot(store, origin, "most of what there is, is missing here")
     cursor: PullCursor | None = None
-    told = request.stable
+    told, nothing = request.stable, VersionVector().to_wire()
     while True:
         chunk, stable = await store.read(partial(read_chunk, theirs=theirs, rows_max=CHUNK_ROWS_MAX, after=cursor))
-        if was_away_too_long(theirs, origin, stable, same_stable=stable.digest() == request.stable):
-            vector = VersionVector().to_wire()
+        compared = stable
+        if not request.collapsed_vector and request.stable and not theirs.is_empty:
+            if stable.collapsed_digest() != request.collapsed:
+                return msgspec.msgpack.encode(PullEnd(encode_rows([]), nothing, 0, 0, tell_collapsed=True))
+            compared = Stable(stable.settled, stable.complete)
+        if was_away_too_long(theirs, origin, compared, same_stable=stable.digest() == request.stable):
             return msgspec.msgpack.encode(
-                PullEnd(encode_rows([]), vector, 0, store.physical_ms(), stable.to_wire(), away_too_long=True)
+                PullEnd(encode_rows([]), nothing, 0, store.physical_ms(), stable.to_wire(), away_too_long=True)
             )
         rows = encode_rows(chunk.rows)
         news = b"" if stable.digest() == told else stable.to_wire()
         told = stable.digest()
         if chunk.vector is not None:
-            return msgspec.msgpack.encode(
-                PullEnd(rows, chunk.vector.to_wire(), chunk.vector.head(origin), store.physical_ms(), news)
-            )
+            head = max(chunk.vector.head(origin), stable.collapsed.head(origin))
+            return msgspec.msgpack.encode(PullEnd(rows, chunk.vector.to_wire(), head, store.physical_ms(), news))
         await send(msgspec.msgpack.encode(PullPart(rows, news)) if request.stable else rows)
         cursor = chunk.cursor
 
@@ -125,7 +136,8 @@ def read_chunk(
 def need_snapshot(store: Store, origin: Origin, reason: str) -> bytes:
     """The answer to a pull that rows cannot or should not serve."""
     nothing = VersionVector().to_wire()
-    end = PullEnd(encode_rows([]), nothing, store.vector.head(origin), store.physical_ms(), need_snapshot=reason)
+    head = max(store.vector.head(origin), store.stable.collapsed.head(origin))
+    end = PullEnd(encode_rows([]), nothing, head, store.physical_ms(), need_snapshot=reason)
     return msgspec.msgpack.encode(end)
 
 
@@ -226,10 +238,11 @@ class Puller:
             self._active.discard(node_id)
             self._wake.set()
 
-    async def pull(self, node_id: str, *, afresh: bool = False) -> int:
+    async def pull(self, node_id: str, *, afresh: bool = False, tells_all: bool = False) -> int:
         """Pull once from this peer; returns the rows received. Raises what the call raised.
 
-        `afresh` fetches everything that the peer has, and drops what it has no more.
+        `afresh` fetches everything that the peer has, and drops what it has no more. `tells_all`: the peer wants to
+        know what is collapsed here.
         """
         address = self._address_of(node_id)
         if address is None:
@@ -250,13 +263,19 @@ class Puller:
         vector = self._store.vector if copy is None else VersionVector()
         me = (origin.node, origin.incarnation)
         may_snapshot = copy is None and self._may_snapshot()
-        request = PullRequest(vector.to_wire(), me, self._store.stable.digest(), may_snapshot)
+        stable = self._store.stable
+        collapsed = stable.collapsed.to_wire() if tells_all else b""
+        request = PullRequest(vector.to_wire(), me, stable.digest(), may_snapshot, stable.collapsed_digest(), collapsed)
         answer = await self._calls.call(
             address, "pull", msgspec.msgpack.encode(request), expect=node_id, on_part=apply_part
         )
         end = decode(answer, PullEnd)
         if end.away_too_long:
             return await self._catch_up(node_id, Stable.from_wire(end.stable))
+        if end.tell_collapsed:
+            if tells_all:
+                raise FrameError(f"{node_id} asks again for what it was told")
+            return received + await self.pull(node_id, tells_all=True)
         if end.need_snapshot:
             self._on_answered()
             self._on_snapshot_needed(node_id, end.need_snapshot)
@@ -281,7 +300,7 @@ class Puller:
         """
         async with self._copying:
             # The request may be older than what the peer has learned meanwhile, our own answer among it.
-            if not may_adopt(self._store.vector, self._store.origin, stable):
+            if not self._store.may_adopt(stable):
                 log.warning("this node was away for too long to catch up by news: it copies all rows of %s", node_id)
                 return await self.pull(node_id, afresh=True)
         await self._store.adopt(stable)
@@ -321,7 +340,7 @@ class Puller:
         if known is not None:
             await self._store.adopt(known)
         # A chunk holds whole requests, so it is applied whole.
-        if rows or (vector is not None and self._store.vector.missing_from(vector)):
+        if rows or (vector is not None and self._store.lacks(vector)):
             await self._store.write(partial(_merge_all, rows=rows, vector=vector), remote=True, rows=len(rows))
 
 

@@ -36,7 +36,9 @@ class Copy:
                 tx.merge(row)
             dropped = 0
             if vector is not None:
-                dropped = tx.drop_unsent(self._sent, vector)
+                seen = vector.copy()
+                seen.join(self._store.stable.collapsed if stable is None else stable.collapsed)
+                dropped = tx.drop_unsent(self._sent, seen)
                 tx.join(vector)
             if stable is not None and vector is not None:
                 tx.adopt(stable)

@@ -33,7 +33,7 @@ from node.storage.reader import META_STABLE, PullCursor, Reader
 from node.storage.schema import table_sql
 from node.storage.schema_changes import upgrade
 from node.storage.transaction import Arrival, Ledger, Transaction
-from node.storage.vectors import load_vector, store_vector
+from node.storage.vectors import load_vector, remove_dots, store_vector
 
 T = TypeVar("T")
 
@@ -131,7 +131,9 @@ def _check_remembers(connection: apsw.Connection, old: Ledger) -> None:
     """ConfigError when the copy may hold rows whose deletion this node has seen, and forgotten."""
     origins = OriginTable()
     origins.load(connection)
-    if not load_vector(connection, origins).includes(old.stable.complete):
+    seen = load_vector(connection, origins)
+    seen.join(_stable(connection).collapsed)
+    if not (seen.includes(old.stable.complete) and seen.includes(old.stable.collapsed)):
         raise ConfigError("the snapshot is older than deletions that this node remembers no more")
 
 
@@ -184,6 +186,7 @@ def _merge(connection: apsw.Connection, old: Ledger, hlc: HybridClock, stable: S
         stable=stable,
     )
     ledger.has_tombstones = has_tombstones(ledger)
+    remove_dots(connection, origins, stable.collapsed)
     vector = load_vector(connection, origins)
     reader = Reader(old.connection, old.tables, old.origins)
     parked_here = _parked(old.connection, old.origins)
@@ -192,7 +195,9 @@ def _merge(connection: apsw.Connection, old: Ledger, hlc: HybridClock, stable: S
     aside = VersionVector()
     for origin, seq in parked_there:
         aside.add(origin, seq, seq)
-    applied = VersionVector(aside.missing_from(vector))
+    seen_there = vector.copy()
+    seen_there.join(stable.collapsed)
+    applied = seen_there.without(aside)
     seen = VersionVector()
     cursor: PullCursor | None = None
     waiting: list[Row] = []
@@ -212,7 +217,7 @@ def _merge(connection: apsw.Connection, old: Ledger, hlc: HybridClock, stable: S
                 transaction.merge(row, Arrival.CARRIED)
         seen.join(transaction.finish()[2])
         if chunk.vector is not None:
-            seen.join(chunk.vector)
+            seen.join(chunk.vector.without(stable.collapsed))
             break
         cursor = chunk.cursor
     transaction = Transaction(ledger)

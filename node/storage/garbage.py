@@ -15,6 +15,7 @@ from mesh.stability import Stable
 from mesh.version_vector import VersionVector
 from node.storage.reader import META_STABLE
 from node.storage.schema import TableSql
+from node.storage.vectors import remove_dots
 
 if TYPE_CHECKING:
     from node.storage.transaction import Ledger
@@ -119,5 +120,10 @@ def adopt(ledger: Ledger, stable: Stable) -> bool:
         return False
     grown = ledger.stable.joined(stable)
     ledger.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (META_STABLE, grown.to_wire()))
+    if grown.collapsed != ledger.stable.collapsed:
+        remove_dots(ledger.connection, ledger.origins, grown.collapsed)
+        if grown.collapsed.head(ledger.origin):
+            # Nobody collapses an origin that is in use: this database must be an old one.
+            ledger.mint_wanted = "peers take this node's origin for one that is not used any more"
     ledger.stable = grown
     return True

@@ -187,6 +187,13 @@ class Reader:
         for (data,) in self._connection.execute(_QUARANTINED, (oid, lo, hi, *RELAYED)):
             yield from decode_rows(data, limits=CHUNK_LIMITS)
 
+    def origins_without_rows(self) -> list[Origin]:
+        """The origins of which something was seen and no row is left, in quarantine neither."""
+        tables = [f'"{name}"' for name in self._tables] + ["quarantine"]
+        empty = " AND ".join(f"NOT EXISTS (SELECT 1 FROM {name} AS t WHERE t.oid = v.oid)" for name in tables)
+        found = self._connection.execute(f"SELECT DISTINCT v.oid FROM vector AS v WHERE {empty} ORDER BY v.oid")
+        return [self._origins.origin(oid) for (oid,) in found]
+
     def sums(self, schema: int | None = None) -> dict[Origin, tuple[int, int, int]]:
         """For each origin the number of current rows and the sums of their two digest parts.
 

@@ -513,9 +513,17 @@ class Store:
         stable = self.stable
         self._collected_under = stable if transaction.collect_garbage() < COLLECT_ROWS_MAX else None
 
+    def may_adopt(self, stable: Stable) -> bool:
+        """Whether this replica may forget what a peer's knowledge allows to forget; see `mesh.stability.may_adopt`."""
+        return may_adopt(self.vector, self.origin, self.stable.news_in(stable))
+
+    def lacks(self, vector: VersionVector) -> bool:
+        """Whether a peer's vector covers something that was not seen here."""
+        return not self.vector.includes(vector.without(self.stable.collapsed))
+
     async def adopt(self, stable: Stable) -> None:
         """Know what a peer knows to be stable, if we may, and begin to forget what that allows to forget."""
-        if may_adopt(self.vector, self.origin, stable) and not self.stable.includes(stable):
+        if self.may_adopt(stable) and not self.stable.includes(stable):
             await self.write(lambda tx: tx.adopt(stable), remote=True)
 
     def _release(self, transaction: Transaction) -> None:

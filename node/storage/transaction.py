@@ -277,9 +277,12 @@ class Transaction(Reader):
 
     def _was_forgotten(self, row: Row) -> bool:
         """Whether this version, of a row that is not here, was here before: a late copy of what is gone for good."""
-        return not self._ledger.stable.settled.is_empty and self._is_seen(row)
+        stable = self._ledger.stable
+        return stable.collapsed.covers(row.origin, row.seq) or (not stable.settled.is_empty and self._is_seen(row))
 
     def _is_seen(self, row: Row) -> bool:
+        if self._ledger.stable.collapsed.covers(row.origin, row.seq):
+            return True
         oid = self._origins.number(row.origin)
         if oid is None:
             return False
@@ -305,7 +308,11 @@ class Transaction(Reader):
             # Peers were told of rows that this database does not have. Our next rows would carry the same numbers.
             ledger.mint_wanted = "a peer knows more of this node's rows than this node"
             raise UnavailableError(f"{ledger.mint_wanted}: the node takes a new origin; repeat the request")
-        self._seen.add(origin, lo, hi)
+        collapsed = ledger.stable.collapsed
+        if collapsed.head(origin) < lo:
+            self._seen.add(origin, lo, hi)
+        else:
+            self._seen.join(VersionVector({origin: [(lo, hi)]}).without(collapsed))
 
     def join(self, vector: VersionVector) -> None:
         """Note everything that a peer's vector covers as seen; only with the last chunk of a pull from it."""

@@ -35,3 +35,16 @@ def store_vector(connection: apsw.Connection, origins: OriginTable, vector: Vers
         for lo, hi in new.items():
             if known.get(lo) != hi:
                 connection.execute("INSERT OR REPLACE INTO vector VALUES (?, ?, ?)", (oid, lo, hi))
+
+
+def remove_dots(connection: apsw.Connection, origins: OriginTable, gone: VersionVector) -> None:
+    """Take these dots out of the stored vector, inside the caller's transaction."""
+    for origin in gone.origins():
+        oid = origins.number(origin)
+        if oid is None:
+            continue
+        found = list(connection.execute("SELECT lo, hi FROM vector WHERE oid = ?", (oid,)))
+        left = VersionVector({origin: found}).without(gone).ranges(origin)
+        if left != found:
+            connection.execute("DELETE FROM vector WHERE oid = ?", (oid,))
+            connection.executemany("INSERT INTO vector VALUES (?, ?, ?)", [(oid, lo, hi) for lo, hi in left])

@@ -68,7 +68,7 @@ class Batch:
     seen: VersionVector = field(default_factory=VersionVector)
     """What the vector gained."""
     reloaded: VersionVector | None = None
-    """The whole vector, when it was read again from the database after a failure."""
+    """The whole vector, when it was read again from the database after a failure, or dots of it were collapsed."""
     failure: str = ""
     """Why the batch failed as a whole; empty when it did not."""
     damage: str = ""
@@ -263,8 +263,11 @@ class Writer:
         minted = ledger.mint_wanted
         if minted:
             self._mint(minted)
+        collapsed = ledger.stable.collapsed
         for request in requests:
             self._run_request(request, batch)
+        if ledger.stable.collapsed != collapsed:
+            vector = batch.reloaded = vector.without(ledger.stable.collapsed)
         batch.seen = VersionVector(vector.missing_from(batch.seen))  # most rumors and pulls tell of what is here
         if ledger.connection.total_changes() == changes_before and not batch.seen.origins():
             execute("ROLLBACK")  # nothing to make durable: no write without a change
@@ -284,7 +287,7 @@ class Writer:
     def _run_request(self, request: Request, batch: Batch) -> None:
         ledger = self.ledger
         execute = ledger.connection.execute
-        first_seq = ledger.next_seq
+        first_seq, stable = ledger.next_seq, ledger.stable
         execute("SAVEPOINT request")
         transaction = Transaction(ledger)
         try:
@@ -299,7 +302,7 @@ class Writer:
             execute("ROLLBACK TO request")
             execute("RELEASE request")
             ledger.rows.clear()
-            ledger.next_seq = first_seq
+            ledger.next_seq, ledger.stable = first_seq, stable
             ledger.origins.load(ledger.connection)
             return
         execute("RELEASE request")

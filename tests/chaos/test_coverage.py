@@ -161,7 +161,7 @@ def has_a_gap(feed: Feed) -> None:
 def forgets(feed: Feed) -> None:
     nothing = VersionVector()
     fields = {"memory_vector": nothing, "stored_vector": nothing, "sums": {}, "parked": {}, "levels": {}}
-    feed.tell(Sampled, "n0", forgotten=3, **fields)
+    feed.tell(Sampled, "n0", forgotten=3, collapsed=1, **fields)
 
 
 def copies_everything(feed: Feed) -> None:
@@ -214,6 +214,7 @@ STORIES = [
     ("disk-error-answered", answers("task", error="StoreError")),
     ("vector-gap", has_a_gap),
     ("rows-forgotten", forgets),
+    ("origins-collapsed", forgets),
     ("copied-whole", copies_everything),
     ("key-promoted", rotates),
     ("returned-by-certificate", rotates),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mesh.errors import RecordError
@@ -60,6 +60,42 @@ def test_knowledge_only_grows(one, more, other, others):
     assert both.complete.includes(both.settled)
     assert (both.digest() == mine.digest()) == mine.includes(theirs)
     assert Stable.from_wire(both.to_wire()) == both
+
+
+stables = st.builds(
+    lambda settled, complete, collapsed: Stable().joined(
+        Stable(vector(*settled), vector(*(settled | complete)), vector(*collapsed))
+    ),
+    dots,
+    dots,
+    dots,
+)
+
+
+@given(stables, stables)
+def test_collapsed_dots_are_in_no_other_vector_and_knowledge_still_only_grows(mine, theirs):
+    both = mine.joined(theirs)
+    assert both == theirs.joined(mine)
+    assert both.includes(mine)
+    assert both.includes(theirs)
+    assert both.joined(mine) == both
+    assert both.collapsed.meet(both.complete).is_empty
+    assert both.complete.includes(both.settled)
+    assert (both.digest() == mine.digest()) == mine.includes(theirs)
+    assert Stable.from_wire(both.to_wire()) == both
+    news = mine.news_in(theirs)
+    assert mine.joined(news) == both
+    assert mine.collapsed.meet(news.complete).is_empty
+
+
+@given(st.sets(st.tuples(st.sampled_from([A, B]), st.integers(1, 12)), min_size=1), dots, stables)
+def test_who_may_adopt_does_not_depend_on_what_it_has_collapsed(seen, gone, theirs):
+    everything, collapsed = vector(*seen), vector(*(seen & gone))
+    left = everything.without(collapsed)
+    assume(A in left.origins())  # else it holds nothing but what it wrote itself
+    wanted = theirs.complete.copy()
+    wanted.join(theirs.collapsed)
+    assert may_adopt(left, B, Stable(collapsed=collapsed).news_in(theirs)) == everything.includes(wanted)
 
 
 def test_with_an_unknown_member_nobody_can_say_what_all_have_seen():
