@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import builtins
+import sys
+from contextlib import contextmanager
 
 import msgspec
 import pytest
 
+from chaos.mutants.edits import Edit, edited
 from mesh.errors import ConfigError, StoreError
 from mesh.identity import Authority
 from mesh.stability import Stable
@@ -224,16 +226,44 @@ async def test_a_document_in_the_name_of_another_node_is_refused(pair, autojump_
         opened(b, msgspec.json.encode(renamed))
 
 
-async def test_no_path_that_an_envelope_names_is_opened(pair, monkeypatch, autojump_clock):
+TRUSTS_A_PATH = Edit(
+    "node.replication.by_hand:_merge_chunk",
+    "outcomes = [tx.merge(row) for row in rows]",
+    "outcomes = [tx.merge(row) for row in rows]\n"
+    "    for value in [value for row in rows for value in row.values.values()]:\n"
+    "        if isinstance(value, bytes) and value.startswith(b'/'):\n"
+    "            __import__('pathlib').Path(value.decode()).read_bytes()",
+)
+"""What the predecessor did: an import that reads the file that a payload names."""
+
+
+@contextmanager
+def files_opened():
+    """The files that this process opens in the block, by whatever way."""
+    opened_files: list[str] | None = []
+
+    def note(event, args):
+        if event == "open" and opened_files is not None:
+            opened_files.append(str(args[0]))
+
+    sys.addaudithook(note)  # it stays for good, and is silent after the block
+    try:
+        yield opened_files
+    finally:
+        opened_files = None
+
+
+@pytest.mark.parametrize("mutant", [False, True])
+async def test_no_path_that_an_envelope_names_is_opened(pair, tmp_path, mutant, autojump_clock):
     a, b = pair
-    task_id = await a.submit(input="/etc/passwd")
-    await a.wait(task_id)
+    secret = tmp_path / "secret"
+    secret.write_text("not for you")
+    await a.wait(await a.submit(input=str(secret)))
     document = await exported(a)
-    touched = []
-    real = builtins.open
-    monkeypatch.setattr(builtins, "open", lambda path, *rest, **how: touched.append(path) or real(path, *rest, **how))
 
-    await b.admin("replication-import", envelope=document)
-    await b.admin("replication-verify", envelope=document)
+    with edited([TRUSTS_A_PATH] if mutant else []), files_opened() as touched:
+        await b.admin("replication-import", envelope=document)
+        await b.admin("replication-verify", envelope=document)
 
-    assert touched == []
+    assert (str(secret) in touched) == mutant
+    assert mutant or touched == []
