@@ -1,16 +1,19 @@
-"""Commands that carry rows between nodes in files, for links over which no stream runs."""
+"""Commands that carry rows between nodes that do not gossip, by hand or in rounds; and how far nodes differ."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
 from mesh.errors import ConfigError
 from node import durable_files
 from tools.session import EXIT_NEGATIVE, EXIT_OK, Command, Session, command
+
+if TYPE_CHECKING:
+    from tools.replication_links import Tick
 
 InFile = Annotated[
     Path, typer.Option("--in", metavar="FILE", readable=False, help="An envelope that replication-export wrote.")
@@ -18,15 +21,6 @@ InFile = Annotated[
 
 
 _PEER_COLUMNS = ("nodeId", "missingHere", "missingThere", "lastPullAgeMs", "lastVerifyAgeMs", "clockOffsetMs", "error")
-
-
-class _Cursor(msgspec.Struct):
-    """What `--since` needs of an envelope; whatever else is in the file is skipped."""
-
-    cursor: bytes
-
-
-_cursor_decoder = msgspec.json.Decoder(_Cursor)
 
 
 def register(app: typer.Typer) -> None:
@@ -49,7 +43,7 @@ def _export(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="About so many rows.")] = 10_000,
 ) -> int:
-    """Write rows of the asked node into a signed envelope.
+    """Write rows of the asked node into an envelope.
 
     Exit 1 when there is more than the envelope holds: export again with --since this one.
 
@@ -112,29 +106,96 @@ def _convergence_report(session: Session) -> int:
     return EXIT_OK if answer["converged"] else EXIT_NEGATIVE
 
 
-def _read(path: Path) -> bytes:
-    from node.replication.envelope import ENVELOPE_BYTES_MAX  # loads cryptography
+def _controller(
+    session: Session,
+    peers: Annotated[
+        str | None,
+        typer.Option("--peers", metavar="LIST", help="Stream addresses HOST:PORT and folders dir:PATH, with commas."),
+    ] = None,
+    peers_file: Annotated[
+        Path | None,
+        typer.Option("--peers-file", metavar="FILE", readable=False, help="The same, one a line, # for comments."),
+    ] = None,
+    interval_ms: Annotated[
+        int, typer.Option("--interval-ms", min=100, max=86_400_000, help="Between rounds.")
+    ] = 10_000,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="About so many rows an envelope.")] = 500,
+    state_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--state-file",
+            metavar="FILE",
+            readable=False,
+            help="What was carried so far. [default: ROOT/replication/controller-state.json]",
+        ),
+    ] = None,
+    push: Annotated[
+        bool, typer.Option("--push/--no-push", help="Also bring the asked node's rows to the peers.")
+    ] = True,
+    once: Annotated[
+        bool, typer.Option("--once", help="One round; exit 1 when something failed, waits or is left.")
+    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Begin from nothing: mends a link that lost a file.")] = False,
+) -> int:
+    """Carry rows over links on which no mesh runs.
 
-    try:
-        with path.open("rb") as file:
-            data = file.read(ENVELOPE_BYTES_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    if len(data) > ENVELOPE_BYTES_MAX:
-        raise ConfigError(f"{path} is larger than any envelope ({ENVELOPE_BYTES_MAX} bytes): is it the right file?")
-    return data
+    The asked node and every peer get what the other has, round after round, until Ctrl-C. A peer is a node that this
+    host can reach, or a folder: envelopes are written to PATH/outbox, and those found in PATH/inbox are merged and
+    deleted. You make these folders, and somebody carries the files.
+
+    \b
+    Examples:
+      relaymesh --root data replication-controller --peers 10.8.0.2:18443 --identity me.enroll
+      relaymesh --root data replication-controller --peers dir:/media/stick --once
+    """
+    from tools import replication_controller as controllers  # loads cryptography
+
+    ways = controllers.ways_to(controllers.read_peers(peers, peers_file), session.choice)
+    session.choice.targets(os.environ)  # a wrong choice of the asked node ends it here, in one line
+    path = state_file or session.root_of_host() / "replication" / "controller-state.json"
+    with controllers.locked(path):
+        controller = controllers.Controller(
+            session.ask, ways, controllers.StateFile(path), limit=limit, push=push, from_nothing=full
+        )
+
+        def tick() -> Tick:
+            try:
+                return controller.tick()
+            finally:
+                session.close()  # a node closes what is idle for a minute
+
+        if once:
+            return _show_round(session, tick())
+        try:
+            controllers.run(tick, interval_s=interval_ms / 1000, as_json=session.json)
+        except KeyboardInterrupt:
+            return EXIT_OK
+
+
+def _show_round(session: Session, tick: Tick) -> int:
+    session.show(tick.view())
+    return EXIT_OK if tick.complete and not tick.waiting else EXIT_NEGATIVE
+
+
+def _read(path: Path) -> bytes:
+    from tools.replication_links import read_envelope  # loads cryptography
+
+    return read_envelope(path)
 
 
 def _cursor_of(path: Path) -> bytes:
+    from tools.replication_links import cursor_of  # loads cryptography
+
     try:
-        return _cursor_decoder.decode(_read(path)).cursor
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} is no replication envelope ({error}): give --since an earlier one") from None
+        return cursor_of(_read(path))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}: give --since an earlier envelope") from None
 
 
 _COMMANDS: dict[str, Command] = {
     "replication-export": _export,
     "replication-import": _import,
     "replication-verify": _verify,
+    "replication-controller": _controller,
     "convergence-report": _convergence_report,
 }

@@ -283,7 +283,7 @@ def _template(
 
 
 def _tls_status(session: Session) -> int:
-    """Show what the asked node proves itself by on streams.
+    """Show what the asked node proves itself by.
 
     And how many certificates and enrolments it refuses there.
 

@@ -139,7 +139,8 @@ COMMANDS = (
     *("agents", "members", "mesh-summary", "health", "stats", "metrics"),
     *("ownership-events", "lease-conflicts", "cluster-state", "tls-status", "purge", "mesh-prune"),
     *("cluster-epoch-bump", "mesh-recover", "maintenance", "upgrade-rehearsal", "version", "demo"),
-    *("replication-export", "replication-import", "replication-verify", "convergence-report"),
+    *("replication-export", "replication-import", "replication-verify", "replication-controller"),
+    "convergence-report",
     *("schema-migrations", "schema-rollback", "snapshot-export", "snapshot-import", "bootstrap-from"),
 )
 QUARANTINE = [["quarantine", name] for name in ("list", "show", "retry", "drop")]
