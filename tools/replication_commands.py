@@ -41,11 +41,18 @@ def _export(
             help="An earlier envelope: only what came after it. [default: everything]",
         ),
     ] = None,
+    since_ms: Annotated[
+        int,
+        typer.Option(
+            "--since-ms", min=0, metavar="MS", help="Only rows written at or after it, in ms since 1970. [default: 0]"
+        ),
+    ] = 0,
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="About so many rows.")] = 10_000,
 ) -> int:
     """Write rows of the asked node into an envelope.
 
-    Exit 1 when there is more than the envelope holds: export again with --since this one.
+    Exit 1 when there is more than the envelope holds: export again with --since this one. What --since-ms leaves out is
+    counted as olderRows; the envelope does not claim to bring it, so a later one --since this one does.
 
     \b
     Examples:
@@ -54,13 +61,14 @@ def _export(
     """
     if out.exists():
         raise ConfigError(f"{out} exists already: give --out another name")
-    answer = session.ask("replication-export", since=None if since is None else _cursor_of(since), limit=limit)
+    cursor = None if since is None else _cursor_of(since)
+    answer = session.ask("replication-export", since=cursor, sinceMs=since_ms or None, limit=limit)
     try:
         durable_files.write_new(out, answer.pop("envelope"))
     except OSError as error:
         raise ConfigError(f"cannot write {out}: {error.strerror}") from None
     session.show({**answer, "outputPath": str(out)})
-    return EXIT_OK if answer["complete"] else EXIT_NEGATIVE
+    return EXIT_NEGATIVE if answer["more"] else EXIT_OK
 
 
 def _import(session: Session, envelope: InFile) -> int:

@@ -14,6 +14,9 @@ from node.node import Node
 from node.replication import by_hand
 from node.replication.envelope import ROWS_MAX, Opened, open_envelope
 
+WALL_MS_MAX = 1 << 47
+"""No stamp is later: they stay below 2**63."""
+
 
 class ReplicationCommands:
     """The commands, on one node. Documents travel inside the request: no path is ever opened here."""
@@ -37,8 +40,15 @@ class ReplicationCommands:
             since = VersionVector.from_wire(given) if given else VersionVector()
         except RecordError as error:
             raise ConfigError(f"replication-export: since is no version vector: {error}") from None
-        document = await by_hand.export(self._node.store, self._node.spec.identity, since, rows_max=limit)
-        return {**_summary(open_envelope(self._authority, document)), "envelope": document}
+        since_ms = args.whole("sinceMs", 0, largest=WALL_MS_MAX)
+        store, identity = self._node.store, self._node.spec.identity
+        exported = await by_hand.export(store, identity, since, rows_max=limit, since_ms=since_ms)
+        return {
+            **_summary(open_envelope(self._authority, exported.document)),
+            "olderRows": exported.older,
+            "more": exported.cut_off,
+            "envelope": exported.document,
+        }
 
     async def _import(self, args: Arguments) -> dict[str, Any]:
         opened = open_envelope(self._authority, args.payload("envelope"))

@@ -1,9 +1,9 @@
 """Replication through files: what an export holds, and how an import merges it.
 
-An export that was cut short by a limit claims the dots of its own rows only, so a next one since its cursor brings the
-rest. An import merges chunk after chunk and may stop anywhere: merging again changes nothing. What the envelope's
-cursor claims beyond its rows is joined in the transaction of the last chunk, and only where everything that the
-envelope builds upon (`since`) is here.
+An export that was cut short by a limit, or left out what is older than a time, claims the dots of its own rows only, so
+a next one since its cursor brings the rest. An import merges chunk after chunk and may stop anywhere: merging again
+changes nothing. What the envelope's cursor claims beyond its rows is joined in the transaction of the last chunk, and
+only where everything that the envelope builds upon (`since`) is here.
 
 Like a pull, an envelope carries what its source knew to be stable, which is adopted before its rows (`mesh.stability`).
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mesh.errors import ConfigError, LimitError
+from mesh.hlc import stamp_ms
 from mesh.identity import Identity
 from mesh.row_codec import encode_rows, row_digest
 from mesh.rows import Row
@@ -26,6 +27,17 @@ from node.storage.reader import PullCursor, Reader
 from node.storage.store import Store
 from node.storage.transaction import Transaction
 from node.work import transitions
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """An envelope, and what did not go into it."""
+
+    document: bytes
+    older: int
+    """Rows that were left out for their age."""
+    cut_off: bool
+    """Whether a limit ended it before everything was looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +64,27 @@ class Compared:
     """The same dot with other content: a broken promise, see `relaymesh maintenance`."""
 
 
-async def export(store: Store, identity: Identity, since: VersionVector, *, rows_max: int) -> bytes:
+async def export(
+    store: Store, identity: Identity, since: VersionVector, *, rows_max: int, since_ms: int = 0
+) -> Exported:
     """An envelope of about `rows_max` rows that the holder of `since` lacks, whole requests only.
 
-    LimitError when a single request is larger than an envelope.
+    Rows whose stamp is before `since_ms`, in milliseconds since 1970, are left out: all rows of a request have one
+    stamp, so no request is split. LimitError when a single request is larger than an envelope.
     """
     chunks: list[bytes] = []
     counts: Counter[str] = Counter()
     sent = since.copy()
     after: PullCursor | None = None
-    complete: VersionVector | None = None
+    end: VersionVector | None = None
     stable = Stable()
-    size = 0
-    while complete is None and counts.total() < rows_max:
+    size = older = 0
+    while end is None and counts.total() < rows_max:
         wanted = min(CHUNK_ROWS_MAX, rows_max - counts.total())
         chunk, known = await store.read(partial(read_chunk, theirs=since, rows_max=wanted, after=after))
         stable = stable.joined(known)
-        encoded = encode_rows(chunk.rows)
+        rows = [row for row in chunk.rows if stamp_ms(row.hlc) >= since_ms]
+        encoded = encode_rows(rows)
         if size + len(encoded) > CHUNKS_BYTES_MAX:
             if not chunks:
                 raise LimitError(
@@ -77,26 +93,29 @@ async def export(store: Store, identity: Identity, since: VersionVector, *, rows
                 )
             break
         size += len(encoded)
-        if chunk.rows:
+        older += len(chunk.rows) - len(rows)
+        if rows:
             chunks.append(encoded)
-        counts.update(row.table for row in chunk.rows)
-        for row in chunk.rows:
+        counts.update(row.table for row in rows)
+        for row in rows:
             sent.add(row.origin, row.seq, row.seq)
-        after, complete = chunk.cursor, chunk.vector
-    if complete is not None:
-        sent.join(complete)
-    return seal(
+        after, end = chunk.cursor, chunk.vector
+    is_all = end is not None and not older
+    if end is not None and is_all:
+        sent.join(end)
+    document = seal(
         identity,
         since=since,
         cursor=sent,
         stable=stable,
-        complete=complete is not None,
+        complete=is_all,
         chunks=chunks,
         counts=dict(sorted(counts.items())),
         generated_at_ms=store.physical_ms(),
         cluster_epoch=await store.read(transitions.cluster_epoch),
         limit=rows_max,
     )
+    return Exported(document, older, end is None)
 
 
 async def import_opened(store: Store, opened: Opened) -> Imported:

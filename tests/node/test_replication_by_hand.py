@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import msgspec
 import pytest
+import trio
 
 from chaos.mutants.edits import Edit, edited
 from mesh.errors import ConfigError, StoreError
@@ -116,6 +117,53 @@ async def test_small_envelopes_in_a_row_miss_nothing(pair, autojump_clock):
 
     assert await tasks(b) == await tasks(a)
     assert b.node.store.vector.missing_from(a.node.store.vector) == {}
+
+
+async def test_rows_since_a_time_claim_themselves_and_nothing_before(pair, autojump_clock):
+    a, b = pair
+    old = [await a.submit(input="old") for _ in range(3)]
+    for task in old:
+        await a.wait(task)
+    await trio.sleep(10)
+    now_ms = a.node.store.physical_ms()
+    new = await a.submit(input="new")
+    await a.wait(new)
+
+    answer = await a.admin("replication-export", sinceMs=now_ms)
+    envelope = opened(a, answer["envelope"])
+    assert (answer["more"], answer["complete"]) == (False, False)
+    assert answer["olderRows"] > 0
+    assert envelope.since.is_empty
+    rows = [row for chunk in envelope.chunks for row in chunk]
+    assert rows
+    assert all(row.hlc >> 16 >= now_ms for row in rows)
+    claimed = VersionVector()
+    for row in rows:
+        claimed.add(row.origin, row.seq, row.seq)
+    assert envelope.cursor == claimed
+
+    assert (await b.admin("replication-import", envelope=answer["envelope"]))["vectorJoined"]
+    assert await b.status(new) == "SUCCESS"
+    assert await b.status(old[0]) is None
+    missing = b.node.store.vector.missing_from(a.node.store.vector)
+    assert missing  # what is older is still asked for
+
+    rest = await a.admin("replication-export", since=envelope.cursor.to_wire())
+    await b.admin("replication-import", envelope=rest["envelope"])
+    assert await tasks(b) == await tasks(a)
+    assert b.node.store.vector.missing_from(a.node.store.vector) == {}
+
+
+async def test_since_a_time_before_everything_is_a_whole_export(pair, autojump_clock):
+    a, _ = pair
+    await a.wait(await a.submit(input="x"))
+    answer = await a.admin("replication-export", sinceMs=1)
+    assert (answer["complete"], answer["more"], answer["olderRows"]) == (True, False, 0)
+    nothing = await a.admin("replication-export", sinceMs=a.node.store.physical_ms() + 1_000)
+    assert (nothing["rows"], nothing["complete"]) == (0, False)
+    assert opened(a, nothing["envelope"]).cursor.is_empty
+    with pytest.raises(ConfigError, match="sinceMs"):
+        await a.admin("replication-export", sinceMs=-1)
 
 
 async def test_an_envelope_whose_predecessor_is_missing_merges_rows_and_claims_no_more(pair, autojump_clock):

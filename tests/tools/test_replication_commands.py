@@ -10,10 +10,10 @@ import pytest
 SUMMARY = {"schemaVersion": "relaymesh.replication.v2", "rows": 1, "counts": {"tasks": 1}}
 
 
-@pytest.mark.parametrize(("complete", "code"), [(True, 0), (False, 1)])
-def test_an_export_writes_the_envelope_once(fake_node, relaymesh, tmp_path, complete, code):
+@pytest.mark.parametrize(("more", "code"), [(False, 0), (True, 1)])
+def test_an_export_writes_the_envelope_once(fake_node, relaymesh, tmp_path, more, code):
     out = tmp_path / "e"
-    fake_node.answers["replication-export"] = {**SUMMARY, "complete": complete, "envelope": b"{}"}
+    fake_node.answers["replication-export"] = {**SUMMARY, "more": more, "envelope": b"{}"}
 
     assert relaymesh("--root", fake_node.root, "replication-export", "--out", out).code == code
     assert out.read_bytes() == b"{}"
@@ -24,11 +24,12 @@ def test_an_export_writes_the_envelope_once(fake_node, relaymesh, tmp_path, comp
 def test_an_export_goes_on_since_an_earlier_envelope(fake_node, relaymesh, tmp_path):
     earlier = tmp_path / "earlier"
     earlier.write_text(json.dumps({"cursor": base64.b64encode(b"\x01\x02").decode(), "other": 1}))
-    fake_node.answers["replication-export"] = {**SUMMARY, "complete": True, "envelope": b"{}"}
+    fake_node.answers["replication-export"] = {**SUMMARY, "more": False, "envelope": b"{}"}
 
-    relaymesh("--root", fake_node.root, "replication-export", "--out", tmp_path / "e", "--since", earlier)
+    options = ["--since", earlier, "--since-ms", "5"]
+    relaymesh("--root", fake_node.root, "replication-export", "--out", tmp_path / "e", *options)
 
-    assert fake_node.args("replication-export") == {"since": b"\x01\x02", "limit": 10_000}
+    assert fake_node.args("replication-export") == {"since": b"\x01\x02", "sinceMs": 5, "limit": 10_000}
 
 
 def test_a_file_that_is_no_envelope_is_one_line(fake_node, relaymesh, tmp_path):
