@@ -2,13 +2,15 @@
 
 An export is consistent while the node runs, and lists a digest of each of its files; keys stay out unless they are
 asked for. An import checks everything before it writes, and makes a root that is no copy of the old one: its first
-start takes a new origin (the marker beside the database is never exported) and opens a new cluster epoch.
+start takes a new origin (the marker beside the database is never exported, and removed where a database is replaced)
+and opens a new cluster epoch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,8 +19,10 @@ import msgspec
 
 from mesh.errors import ConfigError
 from node import durable_files, identity_files
+from node.root_lock import root_lock
+from node.storage import set_aside
 from node.storage.backup import RESTORED_META, back_up
-from node.storage.database import DISK_ERRORS, open_connection, unusable
+from node.storage.database import DAMAGE, DISK_ERRORS, DamagedError, open_connection, secure_log, unusable
 from node.storage.migrate import applied_version, check_migrations, load_migrations
 
 DATABASE = "relaymesh.db"
@@ -48,6 +52,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     node_id: str
     database_schema: _Count
     files: Annotated[list[FileEntry], msgspec.Meta(min_length=1, max_length=len(_EXPORTED))]
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """What took a database's place, and where that one is kept."""
+
+    manifest: Manifest
+    kept: Path
 
 
 def export(root: Path, out: Path, *, with_identity: bool, now_ms: int) -> Manifest:
@@ -94,12 +106,10 @@ def restore(source: Path, root: Path) -> Manifest:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(mode=0o700, parents=True)
         for entry in manifest.files:
-            if entry.name == DATABASE:  # large, and made durable by its checkpoint below
-                shutil.copyfile(source / entry.name, staged / entry.name)
-                (staged / entry.name).chmod(0o600)
+            if entry.name == DATABASE:
+                _restore_database(source, staged / DATABASE, manifest)
             else:
                 durable_files.write_new(staged / entry.name, (source / entry.name).read_bytes())
-        _mark_restored(staged / DATABASE, manifest)
         staged.rename(root)  # onto an empty folder, or none
         durable_files.sync_directory(root.parent)
     except OSError as error:
@@ -107,6 +117,39 @@ def restore(source: Path, root: Path) -> Manifest:
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return manifest
+
+
+def replace(source: Path, root: Path) -> Replaced:
+    """Let a snapshot's database take the place of that of the stopped node under `root`, which is kept.
+
+    Identity, settings and what is known of trust stay those of `root`. ConfigError, with the old database in its place,
+    when the snapshot does not hold, is another node's, or when the node runs. Interrupted anywhere, one of the two
+    databases is there; see `set_aside.exchange`.
+    """
+    manifest = check(source)
+    enrolment = identity_files.load(root)
+    database = root / DATABASE
+    if enrolment is None or not database.exists():
+        raise ConfigError(f"{root} holds no node whose database could be replaced: leave out --replace")
+    cluster = enrolment.identity().cluster.hex()
+    if (manifest.cluster, manifest.node_id) != (cluster, enrolment.name):
+        raise ConfigError(
+            f"the snapshot is of node {manifest.node_id} of mesh {manifest.cluster[:16]}, and {root} of node "
+            f"{enrolment.name} of mesh {cluster[:16]}: give another --in. Nothing was changed"
+        )
+    staged = root / f"{DATABASE}.restoring"
+    with root_lock(root):
+        try:
+            set_aside.drop_second_names(database)
+            _remove(staged)
+            _restore_database(source, staged, manifest)
+            durable_files.sync_directory(root)
+            _move_log(database)
+            return Replaced(manifest, set_aside.exchange(database, staged))
+        except OSError as error:
+            raise ConfigError(f"cannot replace {database}: {error.strerror}. The old one stays") from None
+        finally:
+            _remove(staged)
 
 
 def check(source: Path) -> Manifest:
@@ -138,6 +181,32 @@ def _copy_database(source: Path, target: Path) -> int:
         raise unusable(source, error) from None
     finally:
         connection.close()
+
+
+def _restore_database(source: Path, target: Path, manifest: Manifest) -> None:
+    shutil.copyfile(source / DATABASE, target)  # large, and made durable by the checkpoint
+    target.chmod(0o600)
+    _mark_restored(target, manifest)
+
+
+def _remove(database: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
+
+
+def _move_log(database: Path) -> None:
+    """Move the log into the database, if this is sound; a damaged one is kept as it is, beside its log."""
+    try:
+        secure_log(database, "")
+        connection = open_connection(database, "")
+        try:
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        finally:
+            connection.close()
+    except (DamagedError, *DAMAGE):
+        return
+    except DISK_ERRORS as error:
+        raise unusable(database, error) from None
 
 
 def _mark_restored(database: Path, manifest: Manifest) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,25 +52,39 @@ def _export(
 def _import(
     session: Session,
     source: Annotated[Path, typer.Option("--in", metavar="DIR", readable=False, help="A snapshot.")],
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Into the stopped node under --root, whose database is kept."),
+    ] = False,
 ) -> int:
     """Make the new folder --root from a snapshot.
 
     Every digest is checked before anything is written. The node's first start there takes a new origin and opens a new
-    cluster epoch. A snapshot without identity needs an enrolment at that start.
+    cluster epoch. A snapshot without identity needs an enrolment at that start. With --replace identity and settings
+    stay those of --root.
 
     \b
-    Example: relaymesh --root data-new snapshot-import --in /backup/monday
+    Examples:
+      relaymesh --root data-new snapshot-import --in /backup/monday
+      relaymesh --root data snapshot-import --in /backup/monday --replace
     """
     from node import snapshots  # loads SQLite
 
     root = session.root_of_host()
-    manifest = snapshots.restore(source, root)
+    answer: dict[str, Any] = {"inputDir": str(source), "root": str(root)}
+    if replace:
+        replaced = snapshots.replace(source, root)
+        manifest = replaced.manifest
+        restored = [entry for entry in manifest.files if entry.name == snapshots.DATABASE]
+        answer["keptDatabase"] = str(replaced.kept)
+    else:
+        manifest = snapshots.restore(source, root)
+        restored = manifest.files
     session.show(
         {
-            "inputDir": str(source),
-            "root": str(root),
-            "restoredFiles": len(manifest.files),
-            "restoredBytes": sum(entry.bytes for entry in manifest.files),
+            **answer,
+            "restoredFiles": len(restored),
+            "restoredBytes": sum(entry.bytes for entry in restored),
             "nodeId": manifest.node_id,
             "snapshotCreatedAtMs": manifest.created_at_ms,
         }
