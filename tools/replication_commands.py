@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ InFile = Annotated[
 
 
 _PEER_COLUMNS = ("nodeId", "missingHere", "missingThere", "lastPullAgeMs", "lastVerifyAgeMs", "clockOffsetMs", "error")
+_LAG_COLUMNS = ("peer", "lacking", "origin", "rows", "oldestAgeMs")
 
 
 def register(app: typer.Typer) -> None:
@@ -103,15 +104,36 @@ def _verify(session: Session, envelope: InFile) -> int:
 def _convergence_report(session: Session) -> int:
     """Compare the asked node's replica with its peers.
 
-    Counts row versions that one side has seen and the other has not. Exit 1 when a peer
-    lacks something or cannot say; without a peer that is ALIVE nothing is compared, and it exits 0.
+    Counts row versions that one side has seen and the other has not, by the node that wrote them: the ten with most,
+    and how old the oldest is where the asked node holds it. Exit 1 when a peer lacks something or cannot say; without
+    a peer that is ALIVE nothing is compared, and it exits 0.
 
     \b
     Example: relaymesh --root data convergence-report --json
     """
     answer = session.ask("convergence-report")
-    session.show(answer, columns=_PEER_COLUMNS)
+    if session.json:
+        session.show(answer)
+    else:
+        lag = _lag_lines(answer)
+        session.show({**answer, **({"lag": lag} if lag else {})}, columns=(*_PEER_COLUMNS, *_LAG_COLUMNS))
     return EXIT_OK if answer["converged"] else EXIT_NEGATIVE
+
+
+def _lag_lines(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """What which side lacks of whom, for a table of its own."""
+    return [
+        {
+            "peer": peer["nodeId"],
+            "lacking": lacking,
+            "origin": origin["nodeId"],
+            "rows": origin["rows"],
+            "oldestAgeMs": origin["oldestAgeMs"],
+        }
+        for peer in answer["peers"]
+        for lacking, name in (("here", "originsBehindHere"), ("there", "originsBehindThere"))
+        for origin in peer.get(name) or []
+    ]
 
 
 def _controller(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from mesh.errors import RelayMeshError
 from mesh.ids import Origin
 from node.admin.arguments import Arguments
 from node.node import Node
-from node.replication.convergence import distance
+from node.replication.convergence import count, distance, most_missing, oldest_ms
 from node.storage import quarantine
+
+ORIGINS_SHOWN_MAX = 10
+"""Origins that are listed for each peer and side: those with most missing rows."""
 
 
 class ConvergenceCommands:
@@ -61,17 +65,27 @@ class ConvergenceCommands:
             found = await distance(node.store, node.data_calls, peer, address)
         except RelayMeshError as error:
             return {**view, "error": str(error)}
+        behind_there = most_missing(found.missing_there, origins_max=ORIGINS_SHOWN_MAX)
+        oldest = await node.store.read(
+            partial(oldest_ms, missing=found.missing_there, origins=[origin for origin, _ in behind_there])
+        )
+        behind_here = most_missing(found.missing_here, origins_max=ORIGINS_SHOWN_MAX)
         return {
             **view,
-            "missingHere": sum(found.missing_here.values()),
-            "missingThere": sum(found.missing_there.values()),
-            "originsBehindHere": _origins_view(found.missing_here),
-            "originsBehindThere": _origins_view(found.missing_there),
+            "missingHere": sum(map(count, found.missing_here.values())),
+            "missingThere": sum(map(count, found.missing_there.values())),
+            # How old a version is that is not here, its vector does not tell.
+            "originsBehindHere": [self._origin_view(origin, rows, None) for origin, rows in behind_here],
+            "originsBehindThere": [
+                self._origin_view(origin, rows, oldest.get(origin)) for origin, rows in behind_there
+            ],
         }
 
-
-def _origins_view(missing: Mapping[Origin, int]) -> list[dict[str, Any]]:
-    return [
-        {"nodeId": origin.node, "incarnation": f"{origin.incarnation:016x}", "rows": count}
-        for origin, count in sorted(missing.items())
-    ]
+    def _origin_view(self, origin: Origin, rows: int, oldest_at_ms: int | None) -> dict[str, Any]:
+        now_ms = self._node.store.physical_ms()
+        return {
+            "nodeId": origin.node,
+            "incarnation": f"{origin.incarnation:016x}",
+            "rows": rows,
+            "oldestAgeMs": None if oldest_at_ms is None else max(0, now_ms - oldest_at_ms),
+        }

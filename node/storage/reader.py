@@ -8,7 +8,7 @@ got the row, or the one that beat it; `PullCursor` says how that is reached with
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -219,6 +219,10 @@ class Reader:
             for part in self._connection.execute(sql.range_sum, (oid, lo, hi)):
                 count, d1, d2 = count + part[0], d1 + part[1], d2 + part[2]
         return count, d1, d2
+
+    def first_row_in(self, origin: Origin, ranges: Iterable[tuple[int, int]]) -> Row | None:
+        """The row of one origin with the lowest sequence number in these ascending ranges, hence its oldest there."""
+        return next((row for lo, hi in ranges for row in self._rows_by_dot(origin, lo, hi)), None)
 
     def rows_in_range(self, origin: Origin, lo: int, hi: int) -> list[Row]:
         """All current rows of one origin with sequence numbers `lo..hi`, and quarantined ones that are handed on."""

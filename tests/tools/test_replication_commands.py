@@ -57,5 +57,11 @@ def test_what_is_left_to_do_is_the_exit_code(fake_node, relaymesh, tmp_path, com
 
 @pytest.mark.parametrize(("converged", "code"), [(True, 0), (False, 1)])
 def test_replicas_that_differ_are_a_negative_answer(fake_node, relaymesh, converged, code):
-    fake_node.answers["convergence-report"] = {"converged": converged, "peers": [{"nodeId": "b", "missingHere": 1}]}
-    assert relaymesh("--root", fake_node.root, "convergence-report").code == code
+    behind = [{"nodeId": "node-z", "incarnation": "07", "rows": 3, "oldestAgeMs": 12_000}]
+    peer = {"nodeId": "b", "missingHere": 0, "missingThere": 3, "originsBehindHere": [], "originsBehindThere": behind}
+    fake_node.answers["convergence-report"] = {"converged": converged, "peers": [peer, {"nodeId": "c", "error": "cut"}]}
+    ran = relaymesh("--root", fake_node.root, "convergence-report")
+    assert ran.code == code
+    (line,) = [line.split() for line in ran.out.splitlines() if "node-z" in line]
+    assert line == ["b", "there", "node-z", "3", "12s"]
+    assert relaymesh("--root", fake_node.root, "convergence-report", "--json").json["peers"][0] == peer
