@@ -199,7 +199,8 @@ class Node:
                 await nursery.start(self.loop.run)
                 nursery.start_soon(self.runtime.recover_strays, self.loop.current_life)
                 nursery.start_soon(self._verify_now_and_then)
-                nursery.start_soon(self.stability.run)
+                if not self.spec.settings.linked_sites:
+                    nursery.start_soon(self.stability.run)
                 nursery.start_soon(self.roster.prune_now_and_then, self.spec.settings)
                 nursery.start_soon(self.purger.run)
                 task_status.started()
@@ -281,6 +282,7 @@ class Node:
             me=spec.node_id,
             offer=self.offer,
             timing=timing,
+            linked_sites=spec.settings.linked_sites,
         )
         self.puller = Puller(
             env,

@@ -86,6 +86,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_camel):
     bootstrap_rows_min: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 50_000
     """A peer that lacks so many rows, and more than 30 % of all, gets a snapshot of the database instead of rows. 0 is
     never."""
+    linked_sites: bool = False
+    """Other nodes of this mesh are reached by envelopes only (`relaymesh replication-controller`): leave them the work
+    that they can do, since nobody here can tell whether they live, and forget no deletion, since nobody can tell
+    whether they have seen it. To be set on all nodes of all sites."""
     min_free_disk_bytes: Annotated[int, Meta(ge=0, le=2**53)] = 0
     """0 turns the check off."""
     max_ingress_queue_depth: _Count = 1_000_000

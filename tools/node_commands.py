@@ -135,7 +135,10 @@ def _cluster_epoch_bump(
 
 
 def _mesh_recover(session: Session, limit: Limit = 128) -> int:
-    """Take over the steps of DEAD and LEFT nodes now."""
+    """Take over the steps of DEAD and LEFT nodes now.
+
+    With the setting linkedSites, those of nodes of other sites too, as far as they can run here.
+    """
     session.show(session.ask("mesh-recover", limit=limit))
     return EXIT_OK
 

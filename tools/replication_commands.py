@@ -171,7 +171,8 @@ def _controller(
 
     The asked node and every peer get what the other has, round after round, until Ctrl-C. A peer is a node that this
     host can reach, or a folder: envelopes are written to PATH/outbox, and those found in PATH/inbox are merged and
-    deleted. You make these folders, and somebody carries the files.
+    deleted. You make these folders, and somebody carries the files. First set linkedSites on all nodes: README, "Links
+    carried in rounds".
 
     \b
     Examples:

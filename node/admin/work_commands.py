@@ -341,6 +341,7 @@ class WorkCommands:
             idle_slots=node.runtime.idle_slots,
             missing_payloads=missing,
             running_here=frozenset(node.runtime.running()),
+            linked_sites=node.spec.settings.linked_sites,
             lacks_support=node.support.why_not,
         )
 

@@ -128,7 +128,8 @@ async def import_opened(store: Store, opened: Opened) -> Imported:
     if was_away_too_long(store.vector, store.origin, news, same_stable=is_known):
         raise ConfigError(
             "this node was away for longer than the mesh remembers deletions, and no envelope can mend that: let it "
-            "reach a member by a stream, from which it copies all rows"
+            "reach a member by gossip, from which it copies all rows; or stop it, move its database away, and import a "
+            "full export"
         )
     await store.adopt(opened.stable)
     outcomes: Counter[str] = Counter()

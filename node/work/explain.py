@@ -38,6 +38,8 @@ class Situation:
     missing_payloads: frozenset[str] = frozenset()
     """What the steps refer to and this node does not have."""
     running_here: frozenset[str] = field(default_factory=frozenset)
+    linked_sites: bool = False
+    """Whether an unknown owner is taken for one at another site."""
     lacks_support: Callable[[Row], str] = lambda _step: ""
     """Which support of its roster a step of this node lacks, as a sentence."""
 
@@ -242,6 +244,11 @@ def _owner_trouble(step: Row, situation: Situation) -> str:
     status = situation.member_status.get(owner)
     if owner == situation.me or status == "ALIVE":
         return ""
+    if status is None and situation.linked_sites:
+        return (
+            f" Its owner {owner} is not known here, so it is left to its site if anybody there can run it "
+            "(setting linkedSites); `relaymesh mesh-recover` takes it over."
+        )
     if status is None:
         return f" Its owner {owner} is not known here; after one dead time an able member takes it over."
     if status == "SUSPECT":

@@ -133,7 +133,9 @@ class Ownership:
         me: str,
         offer: Callable[[], Offer],
         timing: OwnershipTiming,
+        linked_sites: bool = False,
     ) -> None:
+        """With `linked_sites`, what a node that gossip does not know owns is left to it while its site can run it."""
         self._env = env
         self._store = store
         self._runtime = runtime
@@ -144,6 +146,7 @@ class Ownership:
         self._me = me
         self._offer = offer
         self._timing = timing
+        self._linked_sites = linked_sites
         self._offers: dict[str, Offer] = {}
         self._releases: dict[str, str | None] = {}
         self._unknown_since: dict[str, float] = {}
@@ -260,10 +263,13 @@ class Ownership:
                 await self._env.clock.sleep(self._timing.tick_s)
 
     async def take_now(self) -> None:
-        """One round of taking over, for an operator who does not want to wait for the next event."""
-        await self._take_round()
+        """One round of taking over, for an operator who does not want to wait for the next event.
 
-    async def _take_round(self) -> float:
+        Nothing is left to other sites: that they are gone is what only an operator can know.
+        """
+        await self._take_round(leave_to_sites=False)
+
+    async def _take_round(self, *, leave_to_sites: bool = True) -> float:
         """Take what is due; returns in how many seconds to look again (infinity: when something happens)."""
         if self._leaving:
             return float("inf")
@@ -280,16 +286,27 @@ class Ownership:
             return self._timing.tick_s * 5
         if self._runtime.paused is not None:
             return RETRY_S  # what it took it would not run
-        return min(unsure_s, await self._take_all(takeable, now))
+        away = self._offers_of_sites() if self._linked_sites and leave_to_sites else []
+        return min(unsure_s, await self._take_all(takeable, away, now))
 
-    async def _take_all(self, owners: list[str], now: float) -> float:
+    def _offers_of_sites(self) -> list[Offer]:
+        """What nodes can do of which rows have come, and gossip never."""
+        return [offer for node, offer in self._offers.items() if self._view.owner_state(node) is OwnerState.UNKNOWN]
+
+    def _is_left(self, step: Row, away: Sequence[Offer]) -> bool:
+        """Whether this is for another site to run. Links are slow: two that take from each other would never end it."""
+        if self._view.owner_state(step.text("owner")) is not OwnerState.UNKNOWN:
+            return False
+        return bool(able(away, requirement_of(step)))
+
+    async def _take_all(self, owners: list[str], away: Sequence[Offer], now: float) -> float:
         """Go through all open steps of these owners that could run here; returns in how many seconds to look again."""
         plans: dict[tuple[str, int], Take] = {}
         after, pause_s, full = (0, ""), float("inf"), True
         while full:
             page = partial(_open_steps_of, owners=owners, offer=self._offer(), after=after)
             steps = await self._store.read(page)
-            planned = self._plan(steps, now)
+            planned = self._plan([step for step in steps if not self._is_left(step, away)], now)
             due = [step for step in steps if planned.get(_lease(step), _NEVER).at <= now]
             for start in range(0, len(due), TAKE_BATCH_MAX):
                 await self._take(due[start : start + TAKE_BATCH_MAX])

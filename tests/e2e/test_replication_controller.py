@@ -13,7 +13,8 @@ NOBODY = ("--seeds", "127.0.0.1:9")
 
 
 def test_a_task_goes_over_and_its_result_comes_back(make_mesh, tmp_path):
-    with make_mesh("a", "b", start=False, flags={"a": NOBODY, "b": NOBODY}) as mesh:
+    settings = {"linkedSites": True}
+    with make_mesh("a", "b", start=False, flags={"a": NOBODY, "b": NOBODY}, settings=settings) as mesh:
         mesh.cluster.start()
         assert mesh.statuses("a") == {"a": "ALIVE"}
         root, peer = mesh.cluster.nodes["a"].root, mesh.cluster.nodes["b"].stream

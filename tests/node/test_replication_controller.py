@@ -3,6 +3,8 @@ other, and the controller of the command line between them."""
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from functools import partial
 
@@ -16,10 +18,11 @@ from tools.replication_links import FolderWay, StreamWay
 
 
 @pytest.fixture
-async def islands(tmp_path):
-    """Two nodes of one mesh that never hear each other."""
+async def islands(tmp_path, request):
+    """Two nodes of one mesh that never hear each other; a parameter is their settings."""
+    settings = getattr(request, "param", {})
     async with simulated_world(tmp_path) as world:
-        a, b = world.host("a"), world.host("b", agents={"only-b": echo_back})
+        a, b = world.host("a", **settings), world.host("b", agents={"only-b": echo_back}, **settings)
         world.network.cut("a", "b")
         await a.start()
         await b.start()
@@ -67,7 +70,13 @@ def controller(tmp_path, host, *ways, name="state", **options):
 
 
 async def tick(controller):
-    return await trio.to_thread.run_sync(controller.tick)
+    """One round, in which no simulated time passes: to the clock, a thread at work looks like nothing to do."""
+    clock = trio.lowlevel.current_clock()
+    clock.autojump_threshold = math.inf
+    try:
+        return await trio.to_thread.run_sync(controller.tick)
+    finally:
+        clock.autojump_threshold = 0
 
 
 def covers(host, other):
@@ -278,6 +287,52 @@ async def test_a_node_that_answers_nonsense_is_a_failure(islands, tmp_path, auto
     assert "does not understand" in done.errors[0]["error"]
 
 
+LINKED = pytest.mark.parametrize("islands", [{"linked_sites": True}], indirect=True)
+
+
+@LINKED
+async def test_work_longer_than_a_round_is_left_to_the_site_that_runs_it(islands, tmp_path, autojump_clock):
+    a, b = islands
+    carry = controller(tmp_path, a, stream_to(b))
+    there = await b.submit("sleep", input="45")
+    here = await a.submit("sleep", input="45")
+    for _ in range(8):
+        await tick(carry)
+        await trio.sleep(10)
+    await tick(carry)
+    assert [await host.status(task) for host in (a, b) for task in (here, there)] == ["SUCCESS"] * 4
+    assert (len(a.jobs), len(b.jobs)) == (1, 1)
+
+
+@LINKED
+async def test_an_operator_takes_the_work_of_a_site_that_is_gone(islands, tmp_path, autojump_clock):
+    a, b = islands
+    task = await a.submit("sleep", input="45")
+    await trio.sleep(1)
+    await tick(controller(tmp_path, a, stream_to(b)))
+    await a.crash()
+    await trio.sleep(60)
+    assert (await b.step(task)).text("owner") == "a"
+    assert "linkedSites" in json.dumps(await b.admin("explain", taskId=task))
+    assert (await b.admin("mesh-recover"))["reclaimed"] == 1
+    await b.wait(task, timeout_s=120)
+    assert await b.status(task) == "SUCCESS"
+
+
+@LINKED
+async def test_what_was_deleted_is_remembered_for_other_sites(islands, tmp_path, autojump_clock):
+    a, b = islands
+    carry = controller(tmp_path, a, stream_to(b))
+    await a.wait(await a.submit(input="x"))
+    await tick(carry)
+    await a.admin("purge", doneRetentionMs=0)
+    await trio.sleep(300)
+    await a.wait(await a.submit(input="y"))
+    assert (await tick(carry)).failures == 0
+    assert sum(row.deleted for row in await b.rows("tasks")) == 1
+
+
+@pytest.mark.parametrize("islands", [{}, {"linked_sites": True}], indirect=True)
 async def test_work_that_only_the_other_side_can_do_comes_back_done(islands, tmp_path, autojump_clock):
     a, b = islands
     carry = controller(tmp_path, a, stream_to(b))
@@ -290,3 +345,28 @@ async def test_work_that_only_the_other_side_can_do_comes_back_done(islands, tmp
 
     await a.world.until(done, every_s=1.0)
     assert [job.agent for job in b.jobs] == ["only-b"]
+
+
+async def test_a_deletion_that_was_forgotten_before_it_was_carried_is_told_with_the_remedy(
+    islands, tmp_path, autojump_clock
+):
+    a, b = islands
+    carry = controller(tmp_path, a, stream_to(b))
+    await a.wait(await a.submit(input="x"))
+    await tick(carry)
+    await a.admin("purge", doneRetentionMs=0)
+    await a.world.until(lambda: not a.node.store.has_tombstones, 300.0)
+    kept = await a.submit(input="y")
+    await a.wait(kept)
+
+    done = await tick(carry)
+    assert done.failures == 1
+    assert "move its database away, and import a full export" in done.errors[0]["error"]
+
+    await b.crash()
+    for file in b.root.glob("relaymesh.db*"):
+        file.unlink()
+    await b.start()
+    assert (await tick(controller(tmp_path, a, stream_to(b), from_nothing=True))).failures == 0
+    assert [row.key for row in await b.rows("tasks")] == [kept]
+    assert covers(b, a)
