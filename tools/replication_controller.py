@@ -166,7 +166,7 @@ class Controller:
             except UnavailableError as error:
                 tick.fail(way.name, error)
                 return  # the other way would only wait for the same silence
-            except (RelayMeshError, OSError) as error:
+            except (RelayMeshError, OSError, msgspec.MsgspecError) as error:
                 tick.fail(way.name, error)
 
 
