@@ -8,7 +8,7 @@ from typing import Any
 from mesh.errors import NotFoundError
 from node.admin.arguments import Arguments
 from node.node import Node
-from node.work.retention import PURGE_TASKS_MAX, Retention
+from node.work.retention import Retention
 
 KEEP_MS_MAX = 10 * 366 * 24 * 3_600_000
 DEFAULT_KEEP_MS = 7 * 24 * 3_600_000
@@ -34,7 +34,7 @@ class GarbageCommands:
         return {
             "doneTasksPurged": purged.done,
             "deadTasksPurged": purged.dead,
-            "more": purged.done + purged.dead >= PURGE_TASKS_MAX,
+            "more": purged.is_full,
         }
 
     async def _mesh_prune(self, args: Arguments) -> dict[str, Any]:

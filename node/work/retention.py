@@ -8,7 +8,7 @@ it opens a higher generation.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 PAGE_TASKS_MAX = 200
 PURGE_TASKS_MAX = 1_000
 """Deleted in one go; whoever wants more gone asks again."""
+AGAIN_S = 1.0
+"""Pause before going on when more is due than goes in one go: a busy mesh ends more tasks than that in an interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +61,19 @@ class Purged:
     done: int = 0
     dead: int = 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no more may go in this go, so that others may be due."""
+        return self.done + self.dead >= PURGE_TASKS_MAX
 
-def purge(tx: Transaction, tasks: list[Row], retention: Retention, purged: Purged) -> None:
-    """Delete those of these tasks that are still due."""
-    for task in tasks:
-        current = tx.get("tasks", task.namespace, task.key)
+
+def purge(tx: Transaction, tasks: Iterable[tuple[str, str]], retention: Retention, purged: Purged) -> None:
+    """Delete those of these tasks, named by namespace and key, that are still due."""
+    for namespace, key in tasks:
+        current = tx.get("tasks", namespace, key)
         if current is None or current.deleted:
             continue
-        status = _due(tx, current, retention, tx.now_ms)
+        status = due(tx, current, retention, tx.now_ms)
         if status is not None:
             tx.put("tasks", current.namespace, current.key, {}, deleted=True)
             if status is Status.DEAD_LETTER:
@@ -83,8 +90,8 @@ def due_page(
     namespace: str,
     after: tuple[int, str],
     is_mine: Callable[[str], bool],
-) -> tuple[list[Row], tuple[int, str] | None]:
-    """Tasks whose time is over among the next PAGE_TASKS_MAX of a namespace, oldest first.
+) -> tuple[list[tuple[str, str]], tuple[int, str] | None]:
+    """The names of tasks whose time is over among the next PAGE_TASKS_MAX of a namespace, oldest first.
 
     With them the place behind which to go on; None when there is nothing more that is old enough.
     """
@@ -97,16 +104,18 @@ def due_page(
         order="created_hlc, key",
         limit=PAGE_TASKS_MAX,
     )
-    due = [task for task in page if is_mine(task.key) and _due(reader, task, retention, now_ms) is not None]
+    found = [task for task in page if is_mine(task.key) and due(reader, task, retention, now_ms) is not None]
     is_last = len(page) < PAGE_TASKS_MAX
-    return due, None if is_last else (page[-1].integer("created_hlc"), page[-1].key)
+    names = [(task.namespace, task.key) for task in found]
+    return names, None if is_last else (page[-1].integer("created_hlc"), page[-1].key)
 
 
-def _namespaces(reader: Reader) -> list[str]:
+def namespaces(reader: Reader) -> list[str]:
+    """All that have tasks."""
     return [str(name) for (name,) in reader.sql("SELECT DISTINCT namespace FROM tasks ORDER BY 1")]
 
 
-def _due(reader: Reader, task: Row, retention: Retention, now_ms: int) -> Status | None:
+def due(reader: Reader, task: Row, retention: Retention, now_ms: int) -> Status | None:
     """The status of a task whose time is over; None when it is to be kept."""
     steps = task_steps(reader, task.namespace, task.key)
     # Steps that have not come after so long are lost, and a cancel says that nobody waits for them.
@@ -148,12 +157,15 @@ class Purger:
         """Delete now and then, until cancelled."""
         if self._retention.shortest_ms is None:
             return
+        is_behind = False
         while True:
-            await self._env.clock.sleep(self._every_s * (0.5 + self._env.rng.random()))
+            await self._env.clock.sleep(AGAIN_S if is_behind else self._every_s * (0.5 + self._env.rng.random()))
+            is_behind = False
             try:
                 if self._may_write():
                     # The members of now: what a reading thread asked of gossip would change under its hands.
-                    await self.purge(self._retention, is_mine=partial(_stands_first, self._me, self._alive()))
+                    purged = await self.purge(self._retention, is_mine=partial(_stands_first, self._me, self._alive()))
+                    is_behind = purged.is_full
             except RelayMeshError as error:
                 log.warning("cannot delete old tasks now: %s", error)
 
@@ -163,7 +175,7 @@ class Purger:
         """Delete what is due by this rule, at most PURGE_TASKS_MAX tasks; returns how many went."""
         now_ms = self._store.physical_ms()
         purged = Purged()
-        for space in [namespace] if namespace is not None else await self._store.read(_namespaces):
+        for space in [namespace] if namespace is not None else await self._store.read(namespaces):
             after: tuple[int, str] | None = (-1, "")
             # A page at a time: pulls and queries have their turn in between, and no long read pins the log.
             while after is not None and (room := PURGE_TASKS_MAX - purged.done - purged.dead) > 0:

@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from mesh.errors import NotFoundError
+from node.work import retention
 from tests.node.simulated_env import simulated_world
 
 ALL = {"doneRetentionMs": 0, "deadRetentionMs": 0}
@@ -40,6 +41,15 @@ async def test_what_was_purged_is_forgotten_on_every_node_with_all_that_belonged
     assert await hosts[1].admin("purge", **ALL) == {"doneTasksPurged": 3, "deadTasksPurged": 0, "more": False}
     await world.until(lambda: is_forgotten(*hosts), 300.0)
     assert (await hosts[2].wait(await hosts[2].submit(input="after")))["status"] == "SUCCESS"
+
+
+async def test_more_than_goes_at_once_goes_soon_after_and_not_an_interval_later(world, autojump_clock, monkeypatch):
+    monkeypatch.setattr(retention, "PURGE_TASKS_MAX", 2)
+    a = world.host("a", done_retention_ms=1_000, retention_interval_ms=3_600_000)
+    await world.up()
+    await finished(a, 12)
+    await trio.sleep(1.5 * 3_600.0 + 10.0)
+    assert [row for row in await a.rows("tasks") if not row.deleted] == []
 
 
 async def test_a_member_that_is_away_is_waited_for_and_hears_of_the_deletion(world, autojump_clock):
