@@ -18,6 +18,7 @@ from node.storage import quarantine
 from node.storage.reader import Reader
 from node.storage.transaction import PARKED_COUNTER
 from node.work import transitions
+from node.work.disk_budget import database_bytes
 from node.work.history import CONFLICTS
 from node.work.tables import PRIORITIES
 
@@ -58,6 +59,7 @@ def _count_stored(reader: Reader) -> StoredCounts:
         "conflicts": {str(action): int(count) for action, count in conflicts},
         "quarantine": quarantine.counts(reader),
         "epoch": {"": transitions.cluster_epoch(reader)},
+        "database": {"": database_bytes(reader)},
     }
 
 
@@ -157,6 +159,15 @@ class _NodeCollector(Collector):
         divergence = sum(result.differing_ranges for result in node.verified.values())
         yield GaugeMetricFamily("relaymesh_divergence", "Differing ranges at the last comparisons", divergence)
         yield GaugeMetricFamily("relaymesh_store_failed", "1 while commits fail", int(node.store.failed))
+        yield GaugeMetricFamily(
+            "relaymesh_database_bytes", "Pages of the database in use", self._stored["database"][""]
+        )
+        yield GaugeMetricFamily("relaymesh_disk_budget_bytes", "0: no budget", node.disk_budget.bytes_max)
+        yield CounterMetricFamily(
+            "relaymesh_tasks_deleted_for_budget",
+            "Ended tasks that this node deleted before their time",
+            node.disk_budget.deleted_total,
+        )
         parked = CounterMetricFamily(
             "relaymesh_quarantined", "Row versions put aside since the start", labels=["reason"]
         )

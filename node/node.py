@@ -49,6 +49,7 @@ from node.streams.rpc import RpcPool, RpcServer, Verb
 from node.trust import Trust
 from node.trust_fetch import VERB, TrustFetch
 from node.work import transitions
+from node.work.disk_budget import DiskBudget
 from node.work.own_rows import rows_to_hear
 from node.work.ownership import Ownership, OwnershipTiming
 from node.work.retention import Purger, Retention
@@ -203,6 +204,7 @@ class Node:
                     nursery.start_soon(self.stability.run)
                 nursery.start_soon(self.roster.prune_now_and_then, self.spec.settings)
                 nursery.start_soon(self.purger.run)
+                nursery.start_soon(self.disk_budget.run)
                 task_status.started()
 
     async def _assemble(self, socket: DatagramSocket) -> None:
@@ -320,10 +322,17 @@ class Node:
             self.store,
             me=spec.node_id,
             alive=lambda: [spec.node_id, *self.loop.alive_peers()],
-            may_write=lambda: self.gate.is_open and not self.store.failed and self.identity_conflict is None,
+            may_write=self._may_delete,
             retention=Retention(
                 done_ms=spec.settings.done_retention_ms or None, dead_ms=spec.settings.dead_retention_ms or None
             ),
+            every_s=spec.settings.retention_interval_ms / 1000,
+        )
+        self.disk_budget = DiskBudget(
+            env,
+            self.store,
+            bytes_max=spec.settings.disk_budget_bytes,
+            may_write=self._may_delete,
             every_s=spec.settings.retention_interval_ms / 1000,
         )
         self.trust_fetch = TrustFetch(
@@ -343,6 +352,10 @@ class Node:
         self._boot_news = trio.Event()
         self._queue_stale = trio.Event()
         self._wire()
+
+    def _may_delete(self) -> bool:
+        """Whether old tasks may go by this node's word: not before it has heard what became of them."""
+        return self.gate.is_open and not self.store.failed and self.identity_conflict is None
 
     def _wire(self) -> None:
         """Connect the parts: who hears of what. Every call here returns at once."""

@@ -90,6 +90,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_camel):
     """Other nodes of this mesh are reached by envelopes only (`relaymesh replication-controller`): leave them the work
     that they can do, since nobody here can tell whether they live, and forget no deletion, since nobody can tell
     whether they have seen it. To be set on all nodes of all sites."""
+    disk_budget_bytes: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    """What the database may hold before ended tasks are deleted sooner than their retention says. 0 is no budget."""
     min_free_disk_bytes: Annotated[int, Meta(ge=0, le=2**53)] = 0
     """0 turns the check off."""
     max_ingress_queue_depth: _Count = 1_000_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+from mesh.errors import StoreError
 from mesh.ids import split_life
 from mesh.membership import Member, Status
 from mesh.placement import Offer
@@ -14,6 +15,7 @@ from node.config import NodeConfig
 from node.node import Node
 from node.storage.reader import Reader
 from node.work import transitions
+from node.work.disk_budget import database_bytes
 from node.work.history import CONFLICTS, OWNERSHIP, Action
 from node.work.tables import CLUSTER_EPOCH_KEY, MESH_NAMESPACE, PRIORITIES
 from node.work.views import event_view
@@ -155,6 +157,14 @@ class MeshCommands:
             problems.append(f"identity conflict: {conflict}")
         if pressure:
             problems.append("less disk is free than minFreeDiskBytes")
+        used: int | None = None
+        try:
+            used = await node.store.read(database_bytes)
+        except StoreError as error:
+            problems.append(str(error))
+        budget = None if used is None else node.disk_budget.refusal(used)
+        if budget is not None:
+            problems.append(f"no new task is taken: {budget}")
         return {
             "ok": not problems,
             "problems": problems,
@@ -166,6 +176,8 @@ class MeshCommands:
             "diskFreeBytes": free,
             "minFreeDiskBytes": floor,
             "diskPressure": pressure,
+            "databaseBytes": used,
+            "diskBudgetBytes": node.disk_budget.bytes_max,
             "bootstrap": node.bootstrap.progress(),
             "checkedAtMs": self._now_ms(),
         }

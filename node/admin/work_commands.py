@@ -32,6 +32,7 @@ from node.work.definition import (
     parse_workflow,
     single,
 )
+from node.work.disk_budget import database_bytes
 from node.work.explain import Situation, explain_step
 from node.work.history import Action
 from node.work.payloads import missing_payloads
@@ -48,7 +49,7 @@ REPLICAS_TIMEOUT_MS = 5000
 CANCEL_WAIT_S = 3.0
 """How long `cancel` waits for owners to obey before it answers `requested`."""
 DEPTH_AGE_S = 1.0
-"""The queue's depth for admission is counted at most this often: counting a long queue costs."""
+"""The queue's depth and the database's size are read for admission at most this often: counting a queue costs."""
 
 
 class WorkCommands:
@@ -59,6 +60,7 @@ class WorkCommands:
         self._watched: dict[str, list[trio.Event]] = {}
         """By task id, one event for each request that waits for a change of it."""
         self._depth = 0
+        self._database_bytes = 0
         self._depth_at = float("-inf")
         self._rate_window = (0, 0)
         node.store.on_commit(self._on_commit)
@@ -185,12 +187,17 @@ class WorkCommands:
             self._rate_window = (minute, count)
         if now - self._depth_at > DEPTH_AGE_S:
             self._depth_at = now
-            self._depth = await node.store.read(_queue_depth)
+            self._depth, self._database_bytes = await node.store.read(
+                lambda reader: (_queue_depth(reader), database_bytes(reader))
+            )
         if self._depth + steps > settings.max_ingress_queue_depth:
             raise UnavailableError(
                 f"queue_depth_limit: {self._depth} steps wait here (maxIngressQueueDepth "
                 f"{settings.max_ingress_queue_depth}): try again later, or at another peer"
             )
+        budget = node.disk_budget.refusal(self._database_bytes)
+        if budget is not None:
+            raise UnavailableError(f"disk_budget: {budget}: try again in some minutes, or raise the budget")
 
     # --- look ---
 
