@@ -34,6 +34,31 @@ FIELDS = {
         "delayMaxMs",
         "idleP99Ms",
     },
+    "catch-up": {"rows", "seconds", "rowsPerS", "bytes", "cpuUs"},
+    "pull": {
+        "missing",
+        "rows",
+        "metadataBytes",
+        "vectorBytes",
+        "parts",
+        "totalBytes",
+        "bytesPerRow",
+        "ms",
+        "referenceBytes",
+        "ratio",
+    },
+    "verify": {"replicas", "ms", "sumsMs", "repairedRows", "bytes"},
+    "purge": {
+        "tasks",
+        "restarts",
+        "liveRows",
+        "tombstones",
+        "usedMb",
+        "fileMb",
+        "vectorBytes",
+        "origins",
+        "ranges",
+    },
     "idle": {
         "nodeId",
         "cpuPct",
@@ -134,6 +159,58 @@ def test_bootstrap_fills_a_node_and_times_it(tmp_path):
     assert set(result) == FIELDS["bootstrap"]
     assert result["rows"] == 500
     assert result["snapshotBytes"] > 500 * 150
+
+
+@pytest.mark.slow
+def test_catch_up_brings_the_missing_rows_and_no_others(tmp_path):
+    (result,) = run_json("catch-up", "--rows", "600", "--held", "400", directory=tmp_path)["results"]
+    assert set(result) == FIELDS["catch-up"]
+    assert result["rows"] == 600
+    assert result["rowsPerS"] > 0
+
+
+@pytest.mark.slow
+def test_a_pull_is_weighed_by_what_is_missing(tmp_path):
+    results = run_json("pull", "--rows", "4000", directory=tmp_path)["results"]
+    assert all(set(result) == FIELDS["pull"] for result in results)
+    assert [(result["missing"], result["rows"]) for result in results] == [
+        ("tail", 1),
+        ("tail", 100),
+        ("gaps", 1),
+        ("gaps", 100),
+    ]
+    tail_one, tail_hundred, _, gaps_hundred = results
+    assert abs(tail_hundred["metadataBytes"] - tail_one["metadataBytes"]) < 50  # one range is one range
+    assert gaps_hundred["vectorBytes"] > tail_hundred["vectorBytes"]
+    for result in results:
+        assert result["vectorBytes"] < result["metadataBytes"] < result["totalBytes"]
+
+
+@pytest.mark.slow
+def test_verify_finds_and_repairs_the_lost_row(tmp_path):
+    results = run_json("verify", "--rows", "400", directory=tmp_path)["results"]
+    assert all(set(result) == FIELDS["verify"] for result in results)
+    assert [(result["replicas"], result["repairedRows"]) for result in results] == [
+        ("equal", 0),
+        ("one row lost", 1),
+        ("after the repair", 0),
+    ]
+
+
+@pytest.mark.slow
+def test_purge_shows_what_stays_of_tasks_that_are_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.bench.purge.BURST_TASKS", 10)
+    monkeypatch.setattr("tools.bench.purge.KEEP_S", 20.0)
+    monkeypatch.setattr("tools.bench.purge.REST_S", 400.0)
+    monkeypatch.setattr("tools.bench.purge.RESTART_EVERY_TASKS", 50)
+    results = run_json("purge", "--tasks", "300", directory=tmp_path)["results"]
+    assert all(set(result) == FIELDS["purge"] for result in results)
+    assert [result["tasks"] for result in results] == [*range(30, 301, 30), 300]
+    assert 0 < max(result["liveRows"] for result in results) < 2 * 300
+    last = results[-1]
+    assert (last["liveRows"], last["tombstones"], last["restarts"]) == (0, 0, 6)
+    assert last["origins"] > 3
+    assert last["ranges"] == last["origins"]
 
 
 def test_an_unknown_agent_or_directory_is_one_clear_line(tmp_path):

@@ -1,8 +1,9 @@
 """`relaymesh bench`: figures of this machine, printed as a table or, with --json, as one object. Not tests: nothing
 fails for being slow. Compare ratios within one run; a busy machine halves the rest.
 
-Each module measures one thing: `store`, `submits`, `packets`, `tasks`, `idle`, `bootstrap`. `load` is the clients,
-`machine` reads /proc, `report` prints.
+Each module measures one thing: `store`, `submits`, `packets`, `tasks`, `idle`, `bootstrap`, `catch_up`, `pull`,
+`verify`, `purge`. `load` is the clients, `replicas` and `behind` are stores without their nodes, `machine` reads /proc,
+`report` prints.
 """
 
 from __future__ import annotations
@@ -149,3 +150,61 @@ def _bootstrap(
     from tools.bench.bootstrap import bench_bootstrap
 
     _run(lambda scratch: bench_bootstrap(scratch, rows=rows), directory, json=json)
+
+
+@app.command("catch-up")
+def _catch_up(
+    rows: Annotated[int, typer.Option(min=2, max=10_000_000, help="Rows that were missed.")] = 10_000,
+    held: Annotated[int, typer.Option(min=0, max=10_000_000, help="Rows that both replicas hold.")] = 100_000,
+    directory: DirectoryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Have a replica pull what it missed.
+
+    Seconds and rows a second, over TLS on loopback.
+    """
+    from tools.bench.catch_up import bench_catch_up
+
+    _run(lambda scratch: bench_catch_up(scratch, rows=rows, held=held), directory, json=json)
+
+
+@app.command("pull")
+def _pull(
+    rows: Annotated[int, typer.Option(min=4, max=10_000_000, help="Rows of the full replica.")] = 100_000,
+    directory: DirectoryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Weigh a pull of 1, 100 and 10,000 missing rows.
+
+    Bytes on the wire, and how many of them are no rows. The first measurements beside it had 1,000,000 rows.
+    """
+    from tools.bench.pull import bench_pull
+
+    _run(lambda scratch: bench_pull(scratch, rows=rows), directory, json=json)
+
+
+@app.command("verify")
+def _verify(
+    rows: Annotated[int, typer.Option(min=2, max=10_000_000, help="Rows of each replica.")] = 100_000,
+    directory: DirectoryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare two replicas, and repair one lost row."""
+    from tools.bench.verify import bench_verify
+
+    _run(lambda scratch: bench_verify(scratch, rows=rows), directory, json=json)
+
+
+@app.command("purge")
+def _purge(
+    tasks: Annotated[int, typer.Option(min=1, max=10_000_000, help="Tasks in all.")] = 100_000,
+    directory: DirectoryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Watch three replicas stay small while tasks come and go.
+
+    Rows, tombstones, file and version vector after every tenth of the tasks. 1,000,000 take half an hour or so.
+    """
+    from tools.bench.purge import bench_purge
+
+    _run(lambda scratch: bench_purge(scratch, tasks=tasks), directory, json=json)

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import trio
 
 from mesh.ids import Address
 from mesh.tables import Column, Register, Table
 from node import identity_files
-from node.env import Env
-from node.real_env import DedicatedThread, LocalDisk, SystemClock
 from node.replication.bootstrap import Bootstrap
 from node.replication.snapshot import SnapshotDonor
 from node.storage.migrate import load_migrations
@@ -30,6 +27,7 @@ from node.storage.transaction import Transaction
 from node.streams.rpc import RpcPool, RpcServer, Verb
 from node.streams.tls import make_contexts
 from node.streams.trio_net import TrioNet
+from tools.bench.replicas import Replica, running_replica
 from tools.bench.report import Report, make_report, percentile
 
 PROBE_EVERY_S = 0.005
@@ -75,10 +73,10 @@ async def _measure(directory: Path, rows: int) -> _Measured:
     enrolment = identity_files.found(directory / "identity", _NAME)
     contexts = make_contexts(enrolment.tls_material)
     net, cluster = TrioNet(contexts, source_host="127.0.0.1"), enrolment.identity().certificate.cluster
-    async with _store(directory / "donor", net) as (donor_env, donor), _store(directory / "new", net) as (env, new):
-        await _fill(donor, rows)
+    async with _replica(directory / "donor", net) as donor, _replica(directory / "new", net) as new:
+        await _fill(donor.store, rows)
         async with trio.open_nursery() as nursery:
-            serving = SnapshotDonor(donor_env, donor)
+            serving = SnapshotDonor(donor.env, donor.store)
             verbs = {
                 "snapshot-offer": Verb(lambda _peer, body, _send: serving.handle_offer(body)),
                 "snapshot-chunk": Verb(lambda _peer, body, send: serving.handle_chunks(body, send)),
@@ -90,16 +88,20 @@ async def _measure(directory: Path, rows: int) -> _Measured:
             nursery.start_soon(calls.run)
             measured = _Measured()
             measured.idle_s = await _delays_while(partial(trio.sleep, IDLE_S))
-            measured.delays_s = await _delays_while(partial(_bootstrap, env, new, calls, address, measured))
+            measured.delays_s = await _delays_while(partial(_bootstrap, new, calls, address, measured))
             nursery.cancel_scope.cancel()
     return measured
 
 
-async def _bootstrap(env: Env, store: Store, calls: RpcPool, address: Address, measured: _Measured) -> None:
+def _replica(root: Path, net: TrioNet) -> AbstractAsyncContextManager[Replica]:
+    return running_replica(root, net=net, tables=_TABLES, migrations=load_migrations()[:1])
+
+
+async def _bootstrap(new: Replica, calls: RpcPool, address: Address, measured: _Measured) -> None:
     adopted = trio.Event()
     bootstrap = Bootstrap(
-        env,
-        store,
+        new.env,
+        new.store,
         calls,
         address_of=lambda _peer: address,
         on_answered=lambda: None,
@@ -112,7 +114,7 @@ async def _bootstrap(env: Env, store: Store, calls: RpcPool, address: Address, m
         bootstrap.required(_NAME, "a benchmark")
         await adopted.wait()
         measured.seconds = time.perf_counter() - began
-        measured.bytes = store.path.stat().st_size
+        measured.bytes = new.store.path.stat().st_size
         nursery.cancel_scope.cancel()
 
 
@@ -143,30 +145,3 @@ async def _fill(store: Store, rows: int) -> None:
 
     for start in range(0, rows, FILL_ROWS):
         await store.write(partial(put, count=min(FILL_ROWS, rows - start)))
-
-
-@asynccontextmanager
-async def _store(root: Path, net: TrioNet) -> AsyncIterator[tuple[Env, Store]]:
-    """A running store on the real disk, with threads of its own."""
-    rng = random.Random(root.name)
-    env = Env(
-        clock=SystemClock(),
-        rng=rng,
-        entropy=rng.randbytes,
-        net=net,
-        disk=LocalDisk(root),
-        writer_thread=DedicatedThread(f"{root.name}-writer"),
-        reader_thread=DedicatedThread(f"{root.name}-reader"),
-        executor=cast(Any, None),
-    )
-    store = Store(env, _TABLES, node_id=root.name, path=root / "relaymesh.db", migrations=load_migrations()[:1])
-    try:
-        await store.open()
-        async with trio.open_nursery() as nursery:
-            await nursery.start(store.run)
-            yield env, store
-            nursery.cancel_scope.cancel()
-        await store.close()
-    finally:
-        env.writer_thread.close()
-        env.reader_thread.close()
