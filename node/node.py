@@ -324,7 +324,9 @@ class Node:
             alive=lambda: [spec.node_id, *self.loop.alive_peers()],
             may_write=self._may_delete,
             retention=Retention(
-                done_ms=spec.settings.done_retention_ms or None, dead_ms=spec.settings.dead_retention_ms or None
+                done_ms=spec.settings.done_retention_ms or None,
+                dead_ms=spec.settings.dead_retention_ms or None,
+                attempts_ms=spec.settings.attempt_retention_ms or None,
             ),
             every_s=spec.settings.retention_interval_ms / 1000,
         )

@@ -81,6 +81,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_camel):
     dead_retention_ms: _Milliseconds = 30 * _DAY_MS
     """For how long tasks are kept after their end: those that succeeded or were cancelled, and dead letters. 0: for
     ever."""
+    attempt_retention_ms: _Milliseconds = 0
+    """For how long the history of tasks is kept, their failed attempts, moves and logs. 0: for as long as the task."""
     retention_interval_ms: _Timeout = 60_000
 
     bootstrap_rows_min: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 50_000

@@ -24,20 +24,29 @@ def _purge(
     session: Session,
     done_retention_days: Annotated[int, Days] = 7,
     dead_retention_days: Annotated[int, Days] = 7,
+    attempt_retention_days: Annotated[
+        int | None,
+        typer.Option(min=0, max=3_650, help="Keep the history of tasks so many days. [default: as long as the task]"),
+    ] = None,
 ) -> int:
     """Delete tasks that ended long ago.
 
     Tasks of the namespace that succeeded or were cancelled, and dead letters, each with a time of its own. Their steps,
-    history and payloads go once every member has seen the deletion. Nodes do this by themselves, by the settings
-    doneRetentionMs and deadRetentionMs; without options this deletes dead letters, too, after 7 days, whatever those
-    say. At most 1,000 tasks go at once; `more` says that others are due.
+    history and payloads go once every member has seen the deletion. With --attempt-retention-days, what the history
+    tells of failed attempts, moves and logs goes earlier than its task. Nodes do this by themselves, by the settings
+    doneRetentionMs, deadRetentionMs and attemptRetentionMs; without options this deletes dead letters, too, after 7
+    days, whatever those say. At most 1,000 rows go at once; `more` says that others are due.
 
     \b
     Examples:
       relaymesh purge --done-retention-days 1 --dead-retention-days 30
+      relaymesh purge --attempt-retention-days 2
     """
     answer = session.ask(
-        "purge", doneRetentionMs=done_retention_days * _DAY_MS, deadRetentionMs=dead_retention_days * _DAY_MS
+        "purge",
+        doneRetentionMs=done_retention_days * _DAY_MS,
+        deadRetentionMs=dead_retention_days * _DAY_MS,
+        attemptRetentionMs=None if attempt_retention_days is None else attempt_retention_days * _DAY_MS,
     )
     session.show(answer)
     return EXIT_OK

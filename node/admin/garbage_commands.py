@@ -26,14 +26,17 @@ class GarbageCommands:
 
     async def _purge(self, args: Arguments) -> dict[str, Any]:
         """Delete tasks of this namespace that ended long enough ago."""
+        keeps_attempts = args.raw("attemptRetentionMs") is None
         retention = Retention(
             done_ms=args.whole("doneRetentionMs", DEFAULT_KEEP_MS, largest=KEEP_MS_MAX),
             dead_ms=args.whole("deadRetentionMs", DEFAULT_KEEP_MS, largest=KEEP_MS_MAX),
+            attempts_ms=None if keeps_attempts else args.whole("attemptRetentionMs", 0, largest=KEEP_MS_MAX),
         )
         purged = await self._node.purger.purge(retention, namespace=args.namespace)
         return {
             "doneTasksPurged": purged.done,
             "deadTasksPurged": purged.dead,
+            "attemptsPurged": purged.attempts,
             "more": purged.is_full,
         }
 

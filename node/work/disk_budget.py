@@ -181,7 +181,7 @@ class DiskBudget:
         purged = Purged()
         for start in range(0, len(chosen), WRITE_TASKS_MAX):
             names = [(task.namespace, task.key) for task in chosen[start : start + WRITE_TASKS_MAX]]
-            await self._store.write(partial(purge, tasks=names, retention=_AT_ONCE, purged=purged))
+            await self._store.write(partial(purge, names=names, purged=purged, retention=_AT_ONCE))
         self.deleted_total += purged.done + purged.dead
         is_behind = len(chosen) == PORTION_TASKS_MAX
         self._tell_exhausted(excess > sum(task.size for task in chosen) and not is_behind)

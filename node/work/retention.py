@@ -3,12 +3,15 @@
 Deleting a task writes one tombstone, of the task; its steps, history and payloads go with it once every member has seen
 that (`mesh.stability`). Only ended tasks are deleted. A replay elsewhere, before it was heard of, wins over a deletion:
 it opens a higher generation.
+
+The history of a task that is kept may go earlier: its rows never change, so whoever deletes one agrees with everybody,
+and nothing but `explain`, `logs` and the lists of events reads them.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,6 +35,12 @@ AGAIN_S = 1.0
 """Pause before going on when more is due than goes in one go: a busy mesh ends more tasks than that in an interval."""
 
 
+Name = tuple[str, str]
+"""Of a row: its namespace and key."""
+Place = tuple[int, str]
+"""Where to go on: behind this stamp and key."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
     """How long to keep tasks after their end, in milliseconds; None for ever."""
@@ -40,6 +49,8 @@ class Retention:
     """Those that succeeded or were cancelled."""
     dead_ms: int | None
     """Dead letters."""
+    attempts_ms: int | None = None
+    """What the history tells of attempts and leases, and the logs; None: for as long as its task."""
 
     def of(self, status: Status) -> int | None:
         """How long a task that ended so is kept; None for ever, and for one that has not ended."""
@@ -56,20 +67,32 @@ class Retention:
 
 @dataclass(slots=True)
 class Purged:
-    """How many tasks were deleted."""
+    """How many tasks were deleted, and how many rows of the history of others."""
 
     done: int = 0
     dead: int = 0
+    attempts: int = 0
+
+    @property
+    def room(self) -> int:
+        """How many more may go in this go."""
+        return PURGE_TASKS_MAX - self.done - self.dead - self.attempts
 
     @property
     def is_full(self) -> bool:
         """Whether no more may go in this go, so that others may be due."""
-        return self.done + self.dead >= PURGE_TASKS_MAX
+        return self.room <= 0
+
+    def add(self, part: Purged) -> None:
+        """Count what a part of it deleted."""
+        self.done += part.done
+        self.dead += part.dead
+        self.attempts += part.attempts
 
 
-def purge(tx: Transaction, tasks: Iterable[tuple[str, str]], retention: Retention, purged: Purged) -> None:
-    """Delete those of these tasks, named by namespace and key, that are still due."""
-    for namespace, key in tasks:
+def purge(tx: Transaction, names: list[Name], purged: Purged, *, retention: Retention) -> None:
+    """Delete those of these tasks that are still due."""
+    for namespace, key in names:
         current = tx.get("tasks", namespace, key)
         if current is None or current.deleted:
             continue
@@ -88,9 +111,9 @@ def due_page(
     *,
     now_ms: int,
     namespace: str,
-    after: tuple[int, str],
+    after: Place,
     is_mine: Callable[[str], bool],
-) -> tuple[list[tuple[str, str]], tuple[int, str] | None]:
+) -> tuple[list[Name], Place | None]:
     """The names of tasks whose time is over among the next PAGE_TASKS_MAX of a namespace, oldest first.
 
     With them the place behind which to go on; None when there is nothing more that is old enough.
@@ -108,6 +131,31 @@ def due_page(
     is_last = len(page) < PAGE_TASKS_MAX
     names = [(task.namespace, task.key) for task in found]
     return names, None if is_last else (page[-1].integer("created_hlc"), page[-1].key)
+
+
+def old_history_page(
+    reader: Reader, *, until_ms: int, namespace: str, after: Place, is_mine: Callable[[str], bool]
+) -> tuple[list[Name], Place | None]:
+    """The same for rows of the history that are old enough. Those of a task are the business of whoever purges it."""
+    page = reader.sql(
+        "SELECT key, hlc, task_id FROM history "
+        "WHERE namespace = ? AND deleted = 0 AND hlc <= ? AND (hlc, key) > (?, ?) ORDER BY hlc, key LIMIT ?",
+        (namespace, max(0, until_ms) << 16, *after, PAGE_TASKS_MAX),
+    )
+    names = [(namespace, key) for key, _, task_id in page if is_mine(str(task_id))]
+    return names, (page[-1][1], page[-1][0]) if len(page) == PAGE_TASKS_MAX else None
+
+
+def drop_history(tx: Transaction, names: list[Name], purged: Purged) -> None:
+    """Delete these rows of the history, but not those of a deleted task: they go with it, without a further row."""
+    for namespace, key in names:
+        current = tx.get("history", namespace, key)
+        if current is None or current.deleted:
+            continue
+        task = tx.get("tasks", namespace, current.text("task_id"))
+        if task is not None and not task.deleted:
+            tx.put("history", namespace, key, {}, deleted=True)
+            purged.attempts += 1
 
 
 def namespaces(reader: Reader) -> list[str]:
@@ -155,7 +203,7 @@ class Purger:
 
     async def run(self) -> None:
         """Delete now and then, until cancelled."""
-        if self._retention.shortest_ms is None:
+        if self._retention.shortest_ms is None and self._retention.attempts_ms is None:
             return
         is_behind = False
         while True:
@@ -172,18 +220,31 @@ class Purger:
     async def purge(
         self, retention: Retention, *, namespace: str | None = None, is_mine: Callable[[str], bool] = lambda _: True
     ) -> Purged:
-        """Delete what is due by this rule, at most PURGE_TASKS_MAX tasks; returns how many went."""
+        """Delete what is due by this rule, at most PURGE_TASKS_MAX rows; returns how many went."""
         now_ms = self._store.physical_ms()
         purged = Purged()
         for space in [namespace] if namespace is not None else await self._store.read(namespaces):
-            after: tuple[int, str] | None = (-1, "")
-            # A page at a time: pulls and queries have their turn in between, and no long read pins the log.
-            while after is not None and (room := PURGE_TASKS_MAX - purged.done - purged.dead) > 0:
-                look = partial(due_page, now_ms=now_ms, namespace=space, after=after, is_mine=is_mine)
-                page, after = await self._store.read(partial(look, retention=retention))
-                if page:
-                    part = Purged()
-                    await self._store.write(partial(purge, tasks=page[:room], retention=retention, purged=part))
-                    purged.done += part.done
-                    purged.dead += part.dead
+            look = partial(due_page, retention=retention, now_ms=now_ms, namespace=space, is_mine=is_mine)
+            await self._delete_all(look, partial(purge, retention=retention), purged)
+            if retention.attempts_ms is not None:
+                old = partial(old_history_page, until_ms=now_ms - retention.attempts_ms, namespace=space)
+                await self._delete_all(partial(old, is_mine=is_mine), drop_history, purged)
         return purged
+
+    async def _delete_all(
+        self,
+        look: Callable[..., tuple[list[Name], Place | None]],
+        delete: Callable[[Transaction, list[Name], Purged], None],
+        purged: Purged,
+    ) -> None:
+        after: Place | None = (-1, "")
+        # A page at a time: pulls and queries have their turn in between, and no long read pins the log.
+        while after is not None and not purged.is_full:
+            page, after = await self._store.read(partial(look, after=after))
+            if page:
+                purged.add(await self._delete(delete, page[: purged.room]))
+
+    async def _delete(self, delete: Callable[[Transaction, list[Name], Purged], None], names: list[Name]) -> Purged:
+        part = Purged()
+        await self._store.write(lambda tx: delete(tx, names, part))
+        return part

@@ -38,7 +38,12 @@ async def test_what_was_purged_is_forgotten_on_every_node_with_all_that_belonged
     await world.up()
     await finished(hosts[0])
     await world.until(world.agree)
-    assert await hosts[1].admin("purge", **ALL) == {"doneTasksPurged": 3, "deadTasksPurged": 0, "more": False}
+    assert await hosts[1].admin("purge", **ALL) == {
+        "doneTasksPurged": 3,
+        "deadTasksPurged": 0,
+        "attemptsPurged": 0,
+        "more": False,
+    }
     await world.until(lambda: is_forgotten(*hosts), 300.0)
     assert (await hosts[2].wait(await hosts[2].submit(input="after")))["status"] == "SUCCESS"
 

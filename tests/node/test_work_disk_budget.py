@@ -121,7 +121,7 @@ async def test_what_is_deleted_frees_about_what_was_estimated(tmp_path, autojump
         estimated = await a.store.read(lambda reader: sum(task_bytes(reader, SPACE, key) for key in tasks[:5]))
         await a.write(
             lambda tx: retention.purge(
-                tx, [(SPACE, key) for key in tasks[:5]], retention.Retention(done_ms=0, dead_ms=0), retention.Purged()
+                tx, [(SPACE, key) for key in tasks[:5]], retention.Purged(), retention=disk_budget._AT_ONCE
             )
         )
         await forget(a)
@@ -217,7 +217,7 @@ async def test_a_task_that_was_replayed_in_time_stays(tmp_path, autojump_clock):
         await a.replay(task_id)
         await a.write(
             lambda tx: retention.purge(
-                tx, [(each.namespace, each.key) for each in page], disk_budget._AT_ONCE, retention.Purged()
+                tx, [(each.namespace, each.key) for each in page], retention.Purged(), retention=disk_budget._AT_ONCE
             )
         )
         assert await kept(a) == {task_id}
