@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import trio
 
-from mesh.errors import ConfigError, ConflictError, LimitError, NotFoundError, UnavailableError
+from mesh.errors import ConfigError, ConflictError, LimitError, NotFoundError, StoreError, UnavailableError
 from mesh.ids import Origin
 from node.admin.arguments import Arguments
 from node.env import Outcome
@@ -237,6 +237,18 @@ async def test_health_names_each_problem(world, autojump_clock):
     bad = await a.admin("health")
     assert bad["ok"] is False
     assert bad["problems"] == ["identity conflict: another process", "less disk is free than minFreeDiskBytes"]
+
+
+async def test_health_answers_where_the_database_cannot_be_read(world, autojump_clock, monkeypatch):
+    a = await start(world, disk_budget_bytes=1)
+
+    async def broken(_fn):
+        raise StoreError("the database cannot be read: broken on purpose")
+
+    monkeypatch.setattr(a.node.store, "read", broken)
+    health = await a.admin("health")
+    assert (health["ok"], health["databaseBytes"]) == (False, None)
+    assert health["problems"] == ["the database cannot be read: broken on purpose"]
 
 
 async def test_stats_and_version_and_cluster_state(world, autojump_clock):
