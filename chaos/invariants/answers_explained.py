@@ -13,7 +13,9 @@ RECOVERY_MS = 15_000.0
 
 
 class RefusalsExplained(Promise):
-    """A host refuses when it is down, its disk fails, or it has not heard of a task; a replay may find nothing ended.
+    """A host refuses when it is down, its disk fails, it is over its budget, or it has not heard of a task.
+
+    A replay may find nothing that ended.
 
     It leaves a client without any answer only while something is wrong with that host.
     """
@@ -47,6 +49,8 @@ class RefusalsExplained(Promise):
                 return "onPartition=wait" in seen.text and _knows_few(host)
             case "StoreError":
                 return host.is_unsure
+            case "UnavailableError" if seen.text.startswith("disk_budget: "):
+                return bool(self.mirror.scenario.settings.get("diskBudgetBytes"))
             case "UnavailableError" | "":
                 return _is_in_trouble(host, asked_ms, seen.at_ms)
             case _:

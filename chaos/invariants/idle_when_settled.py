@@ -10,9 +10,22 @@ from chaos.invariants.promise import Promise
 from chaos.observations import Committed, MemberSeen, RunStarted, Sampled, Seen, Settled
 from mesh.rows import Row
 
+_RETENTION = ("attemptRetentionMs", "diskBudgetBytes")
+"""Settings of a scenario by which nodes delete while it lasts, and a little longer."""
+
+
+def _is_retention(mirror: Mirror, seen: Committed) -> bool:
+    """Whether this only deletes, where the scenario asks for that: what is due then need not be so before the rest."""
+    rows = [change.after for change in seen.changes]
+    asked = any(mirror.scenario.settings.get(name) for name in _RETENTION)
+    return asked and bool(rows) and all(row.deleted for row in rows)
+
 
 class IdleWhenSettled(Promise):
-    """Once all work has ended and all replicas agree, nothing is committed and nothing is run."""
+    """Once all work has ended and all replicas agree, nothing is committed and nothing is run.
+
+    Retention goes on, where a scenario has a short one.
+    """
 
     name = "idle-when-settled"
     hears = (Committed, RunStarted)
@@ -22,6 +35,8 @@ class IdleWhenSettled(Promise):
         if self.mirror.settled_ms is None:
             return
         if isinstance(seen, Committed):
+            if _is_retention(self.mirror, seen):
+                return
             rows = ", ".join(told(change.after) for change in seen.changes[:3])
             yield f"{seen.host} committed {rows or 'a vector'} at rest"
         elif isinstance(seen, RunStarted):
@@ -36,11 +51,12 @@ drifting clock may add to that."""
 class DisksRest(Promise):
     """A settled mesh soon writes nothing to its disks: flash wears out, and what asks again and again wears it out.
 
-    News of members are written down: a node that was suspected after all has told so by a record of its own.
+    News of members are written down: a node that was suspected after all has told so by a record of its own. What short
+    retention deletes is forgotten a few seconds later.
     """
 
     name = "disks-rest"
-    hears = (Sampled, MemberSeen, Settled)
+    hears = (Sampled, MemberSeen, Settled, Committed)
 
     def __init__(self, mirror: Mirror) -> None:
         super().__init__(mirror)
@@ -49,6 +65,8 @@ class DisksRest(Promise):
 
     def see(self, seen: Seen) -> Iterator[str]:
         """Compare each look at a disk with the first one after the last checkpoint."""
+        if isinstance(seen, Committed) and not _is_retention(self.mirror, seen):
+            return
         if not isinstance(seen, Sampled):
             if isinstance(seen, Settled) or self.mirror.settled_ms is not None:
                 self._quiet_from_ms = seen.at_ms + LAST_WRITES_MS

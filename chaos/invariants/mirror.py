@@ -112,6 +112,8 @@ class Mirror:
         self.settled_ms: float | None = None
         self.deleted_ms: dict[str, float] = {}
         """Tasks that were ever deleted, and when that was first seen. Their rows go once every member knows."""
+        self.deleted_events: dict[RowName, Row] = {}
+        """Rows of the history that were deleted before their task, as they were: what they told, they told."""
         self._task_of: dict[str, str] = {}
         """The task of a step, a payload or an event."""
         self.dead_time_s = PROFILES[scenario.profile].dead_after_s(scenario.nodes)
@@ -144,8 +146,9 @@ class Mirror:
         return any(fault.kind in kinds for fault in self.faults)
 
     def was_deleted(self, row: Row) -> bool:
-        """Whether this is, or belongs to, a task that was ever deleted."""
-        return (row.key if row.table == "tasks" else row.text("task_id")) in self.deleted_ms
+        """Whether this is, or belongs to, a task that was ever deleted, or is a row of the history that was."""
+        task_id = row.key if row.table == "tasks" else row.text("task_id")
+        return task_id in self.deleted_ms or name_of(row) in self.deleted_events
 
     def step_was_deleted(self, step_id: str) -> bool:
         """Whether the step's task was ever deleted."""
@@ -191,6 +194,8 @@ class Mirror:
         for change in seen.changes:
             row = change.after
             host.rows[name_of(row)] = row
+            if row.table == "history" and row.deleted and change.before is not None and not change.before.deleted:
+                self.deleted_events.setdefault(name_of(row), change.before)
             if row.table != "tasks":
                 self._task_of.setdefault(row.key, row.text("task_id"))
             elif row.deleted:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from chaos.invariants.mirror import Mirror
 from chaos.invariants.oracle import SUCCESS, fence_of, parse_fence
 from chaos.invariants.promise import Promise
-from chaos.observations import ClientAnswered, Committed, Replica, Rest, Seen
+from chaos.observations import ClientAnswered, Committed, Rest, Seen
+from mesh.rows import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class ResultStays(Promise):
     def judge(self, rest: Rest) -> Iterator[str]:
         """Look for each of them."""
         for replica in list(rest.replicas.values())[:1]:  # `replicas-equal` speaks for the others
-            explained = _explained(replica)
+            explained = _explained([*replica.rows.values(), *self.mirror.deleted_events.values()])
             for (step_id, fence), result in self._results.items():
                 step = replica.rows.get(("steps", "default", step_id))
                 if step is not None and step.rank == SUCCESS and fence_of(step) == fence:
@@ -71,9 +72,9 @@ class ResultStays(Promise):
         return any(host.lost_ms >= result.at_ms or host.was_doubled for host in hosts)
 
 
-def _explained(replica: Replica) -> dict[tuple[str, str], None]:
+def _explained(rows: Iterable[Row]) -> dict[tuple[str, str], None]:
     return {
         (row.text("step_id"), row.text("fence")): None
-        for row in replica.rows.values()
+        for row in rows
         if row.table == "history" and row.text("action") in ("superseded", "replayed")
     }

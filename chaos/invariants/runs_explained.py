@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from chaos.invariants.mirror import Mirror
 from chaos.invariants.oracle import SUCCESS, Lease, content_of, lease_of, parse_fence
@@ -87,7 +87,7 @@ class RunsExplained(Promise):
     def judge(self, rest: Rest) -> Iterator[str]:
         """Look for the story of each."""
         for replica in list(rest.replicas.values())[:1]:  # `replicas-equal` speaks for the others
-            told = _told(replica)
+            told = _told([*replica.rows.values(), *self.mirror.deleted_events.values()])
             for run in self._runs:
                 if not self._is_told(replica, told, run) and not self._is_excused(run):
                     yield (
@@ -109,9 +109,9 @@ class RunsExplained(Promise):
         return host.lost_ms >= run.at_ms or self.mirror.node_was_doubled(host.node_id)
 
 
-def _told(replica: Replica) -> dict[str, list[Lease]]:
+def _told(rows: Iterable[Row]) -> dict[str, list[Lease]]:
     told: dict[str, list[Lease]] = {}
-    for row in replica.rows.values():
+    for row in rows:
         if row.table == "history" and row.text("action") in ENDS:
             told.setdefault(row.text("step_id"), []).append(parse_fence(row.text("fence")))
     return told

@@ -40,6 +40,7 @@ class Feed:
     """Tells of commits, runs and answers of hosts n0, n1, … in order. Each host has its rows, as a store would."""
 
     nodes: int = 4
+    settings: dict[str, Any] = field(default_factory=dict)
     seen: list[Seen] = field(default_factory=list)
     at_ms: float = 0.0
     rows: dict[str, dict[tuple[str, str, str], Row]] = field(default_factory=dict)
@@ -173,7 +174,7 @@ class Feed:
 
     def broken(self, rest: Rest | None = None) -> set[str]:
         """Names of the promises that this story breaks."""
-        judge = Judge(Scenario(name="x", nodes=self.nodes))
+        judge = Judge(Scenario(name="x", nodes=self.nodes, settings=self.settings))
         for seen in self.seen:
             judge.see(seen)
         if rest is not None:

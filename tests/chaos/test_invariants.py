@@ -131,6 +131,16 @@ def test_a_settled_mesh_is_idle():
     assert "idle-when-settled" not in broken(committed(a_row(), at_ms=0.5), *rest)
 
 
+@pytest.mark.parametrize(("settings", "is_broken"), [({}, True), ({"diskBudgetBytes": 1}, False)])
+def test_retention_goes_on_at_rest_where_a_scenario_has_a_short_one(settings, is_broken):
+    judge = Judge(Scenario(name="x", nodes=3, settings=settings))
+    for seen in (Healed(at_ms=1), Settled(at_ms=5), committed(a_row(table="tasks", values={}, deleted=True), at_ms=6)):
+        judge.see(seen)
+    assert any(each.invariant == "idle-when-settled" for each in judge.violations) == is_broken
+    judge.see(committed(a_row(seq=2), at_ms=7))
+    assert any(each.invariant == "idle-when-settled" and each.at_ms == 7 for each in judge.violations)
+
+
 def test_the_vector_in_memory_is_the_stored_one():
     stored, more = VersionVector({A: [(1, 3)]}), VersionVector({A: [(1, 4)]})
     assert "vectors-honest" in broken(sampled(stored, memory=more))

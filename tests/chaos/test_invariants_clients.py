@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
 from chaos.observations import ClientAsked, HostEnded
@@ -132,6 +133,32 @@ def test_a_success_that_was_shown_is_shown_again():
     assert not feed.broken()
     feed.look("n0", claimed)
     assert feed.broken() == {"finished-stays"}
+
+
+@pytest.mark.parametrize("budget", [0, 1_000])
+def test_a_client_is_refused_for_a_budget_where_there_is_one(budget):
+    feed = Feed(settings={"diskBudgetBytes": budget})
+    feed.start("n0")
+    feed.at_ms += 60_000
+    feed.ask("n0", "submit-workflow", {}, error="UnavailableError", text="disk_budget: the database holds 9,999 B")
+    assert ("refusals-explained" in feed.broken()) == (not budget)
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_what_the_history_told_before_it_was_deleted_is_told(is_deleted):
+    feed = Feed(nodes=2)
+    loser, winner = finished(feed, "n0"), finished(feed, "n1")
+    feed.rows["n0"]["steps", "default", "k"] = winner
+    told = feed.history("n0", loser, "superseded")
+    feed.copy(told, "n1")
+    if is_deleted:
+        gone = msgspec.structs.replace(told, deleted=True, values={}, seq=told.seq + 1, hlc=told.hlc + 1)
+        feed.commit("n0", gone, told, local=True)
+        feed.copy(gone, "n1")
+    for rows in feed.rows.values():
+        del rows["history", "default", told.key]
+    expected = set() if is_deleted else {"result-stays", "final-is-maximum", "vectors-honest"}
+    assert feed.broken(feed.rest()) & {"result-stays", "final-is-maximum", "vectors-honest"} == expected
 
 
 @pytest.mark.parametrize(
