@@ -4,7 +4,8 @@ Promises: a `Statement` that `open_statement` returned was signed by the holder 
 and this number. Of two statements of a kind the later one is in force on every node that heard of both: the higher
 number, and of equal numbers (the mesh directory was restored, or used twice) the greater digest. Why the CA and nobody
 else signs: who is a member and what members share is one decision, and a stolen operator identity must not be able to
-make it.
+make it. When there are several CAs, any one that is trusted may speak of the ring and of revocations; which they are is
+itself such a statement, see `mesh.authorities`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mesh.errors import RecordError
-from mesh.identity import Authority, Bytes8, Bytes64, sign_as_ca
+from mesh.identity import Authority, Bytes8, Bytes64, sign_as_ca, signed_as_ca
 
 STATEMENT_BYTES_MAX = 1 << 20
 """Of a whole signed statement: 4,096 revocations of the longest names are a third of it."""
 NUMBER_MAX = (1 << 31) - 1
-KINDS = ("ring", "revocations")
+KINDS = ("ring", "revocations", "authorities")
 
 _DOMAIN = b"relaymesh ca statement"
 
@@ -65,7 +66,28 @@ def sign_statement(ca_key: Ed25519PrivateKey, *, cluster: bytes, kind: str, numb
 
 
 def open_statement(authority: Authority, raw: bytes, kind: str) -> Statement:
-    """The statement in these bytes; RecordError unless our CA made it, for this mesh and this kind."""
+    """The statement in these bytes; RecordError unless a CA of ours made it, for this mesh and this kind."""
+    wire = _read(authority.cluster, raw, kind)
+    authority.check_statement(_DOMAIN, _signed(wire.kind, wire.cluster, wire.number, wire.content), wire.signature)
+    return Statement(wire.number, wire.content, raw)
+
+
+def unproven_statement(cluster: bytes, raw: bytes, kind: str) -> Statement:
+    """What these bytes claim to be, of this mesh and this kind; nobody's signature was looked at."""
+    wire = _read(cluster, raw, kind)
+    return Statement(wire.number, wire.content, raw)
+
+
+def open_statement_of(ca_public_key: bytes, cluster: bytes, raw: bytes, kind: str) -> Statement:
+    """The statement in these bytes; RecordError unless the holder of this very CA key made it."""
+    wire = _read(cluster, raw, kind)
+    signed = _signed(wire.kind, wire.cluster, wire.number, wire.content)
+    if not signed_as_ca(ca_public_key, _DOMAIN, signed, wire.signature):
+        raise RecordError("a CA statement is forged or damaged")
+    return Statement(wire.number, wire.content, raw)
+
+
+def _read(cluster: bytes, raw: bytes, kind: str) -> _Wire:
     if len(raw) > STATEMENT_BYTES_MAX:
         raise RecordError(f"a CA statement of {len(raw)} bytes; at most {STATEMENT_BYTES_MAX} are allowed")
     try:
@@ -73,13 +95,11 @@ def open_statement(authority: Authority, raw: bytes, kind: str) -> Statement:
     # UnicodeDecodeError: msgspec lets it through for text that is no UTF-8. RecursionError: nested arrays.
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise RecordError("a CA statement cannot be read: it is damaged, or of another kind") from None
-    if wire.cluster != authority.cluster:
+    if wire.cluster != cluster:
         raise RecordError("a CA statement belongs to another mesh")
     if wire.kind != kind:
         raise RecordError(f"a CA statement is about {wire.kind!r}, not about {kind!r}")
-    signed = _signed(wire.kind, wire.cluster, wire.number, wire.content)
-    authority.check_statement(_DOMAIN, signed, wire.signature)
-    return Statement(wire.number, wire.content, raw)
+    return wire
 
 
 def _signed(kind: str, cluster: bytes, number: int, content: bytes) -> bytes:

@@ -80,8 +80,9 @@ class Gossip:
     this node and was persisted before. `seeds` may contain our own address. `known` are `Member.record`s of earlier
     runs; some of those members are called at once, and all judged only by the normal suspicion. `verifier` and
     `packet_keys` are for many engines of one mesh in one process: what one has worked out, the others need not. The
-    verifier's authority also knows who was revoked, by the list with the number `revocations`. Our record says that we
-    understand what `speaks` says: by default, what this release does.
+    verifier's authority also knows who was revoked, by the list with the number `revocations`, and which CAs are
+    trusted, by the statement `authorities`. Our record says that we understand what `speaks` says: by default, what
+    this release does.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Gossip:
         packet_keys: PacketKeys | None = None,
         speaks: Speaks | None = None,
         revocations: int = 0,
+        authorities: int = 0,
     ) -> None:
         # The random process number tells two starts of one cloned disk apart: in nonces, replay windows and the record.
         process = int.from_bytes(entropy(4), "big") % (1 << PROCESS_BITS)
@@ -121,6 +123,7 @@ class Gossip:
             speaks=speaks,
             ring=ring.number,
             revocations=revocations,
+            authorities=authorities,
         )
         self.members = Membership(self._own.current, profile, now=0.0)
         self._tag = self._own.current.tag
@@ -273,16 +276,23 @@ class Gossip:
         self._forget_pruned(now)
         return forgotten
 
-    def install_trust(self, ring: KeyRing, revocations: int, now: float) -> list[Effect]:
+    def install_trust(
+        self, ring: KeyRing, revocations: int, now: float, *, authorities: int = 0, renewed: Identity | None = None
+    ) -> list[Effect]:
         """Seal with this ring from now on, drop whom our authority refuses by now, and say in our record what we have.
 
-        Ring and revocations must be durable before: peers act on the record.
+        Ring, revocations and authorities must be durable before: peers act on the record. `renewed` is our identity by
+        a certificate of another CA, see `OwnRecord.set_installed`.
         """
         self._enter(now)
         former, self._sealer.ring = self._sealer.ring, ring
         self._verdicts.expel_revoked()
         self._forget_pruned(now)
-        record = None if self._own.left else self._own.set_installed(ring=ring.number, revocations=revocations)
+        record = None
+        if not self._own.left:
+            record = self._own.set_installed(
+                ring=ring.number, revocations=revocations, authorities=authorities, renewed=renewed
+            )
         if record is not None:
             self._verdicts.announce(record, now)
         if former.primary.key_id != ring.primary.key_id and not self._own.left:

@@ -1,14 +1,15 @@
 """Who is who: certificates of the mesh's own authority, and signatures that cannot be moved to another purpose.
 
-Promises: a `Certificate` that `Authority.check` accepted was issued by the holder of the mesh's CA key for exactly this
-mesh, role, name and enrolment. A signature made for one domain never verifies for another. There is no expiry here:
-hosts without a clock chip must be able to join, so trust ends by revocation and by a higher enrolment, never by time.
+Promises: a `Certificate` that `Authority.check` accepted says what a CA that is trusted now has certified, for exactly
+this mesh, role, name, enrolment and key. Which CAs those are changes by `mesh.authorities`. A signature made for one
+domain never verifies for another. There is no expiry here: hosts without a clock chip must be able to join, so trust
+ends by revocation, by a higher enrolment and with its CA, never by time.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -45,7 +46,10 @@ class Certificate(msgspec.Struct, frozen=True, array_like=True):
 
 
 def cluster_id(ca_public_key: bytes) -> bytes:
-    """The eight bytes that name a mesh: a hash of its CA key, so two meshes can never be merged by a setting."""
+    """The eight bytes that name a mesh: a hash of its first CA's key, so two meshes can never be merged by a setting.
+
+    It stays when the CA is rotated.
+    """
     return hashlib.blake2b(ca_public_key, digest_size=CLUSTER_BYTES, person=b"relaymesh-mesh").digest()
 
 
@@ -69,44 +73,96 @@ def sign_as_ca(ca_key: Ed25519PrivateKey, domain: bytes, data: bytes) -> bytes:
     return ca_key.sign(_framed(domain, data))
 
 
+def signed_as_ca(ca_public_key: bytes, domain: bytes, data: bytes, signature: bytes) -> bool:
+    """Whether the holder of this CA key made the signature by `sign_as_ca`."""
+    return _holds(ca_public_key, _framed(domain, data), signature)
+
+
 def verify(cert: Certificate, domain: bytes, data: bytes, signature: bytes) -> None:
     """Raise RecordError unless the certificate's key signed `data` for `domain`. Does not check the certificate."""
-    _verify_key(cert.public_key, domain, data, signature, f"signature of {cert.name!r} does not hold")
+    if not _holds(cert.public_key, _framed(domain, data), signature):
+        raise RecordError(f"signature of {cert.name!r} does not hold")
 
 
 def _nobody_revoked(role: str, name: str, enrolment: int) -> str | None:
     return None
 
 
+def _nobody_asks() -> None:
+    return
+
+
+Content = tuple[str, str, int, bytes]
+"""What a certificate says: role, name, enrolment and public key."""
+
+
+def content_of(cert: Certificate) -> Content:
+    """What this certificate says, whoever signed it."""
+    return cert.role, cert.name, cert.enrolment, cert.public_key
+
+
 class Authority:
-    """Checks certificates against one CA key, remembering those that held."""
+    """Checks certificates against the CAs that are trusted, remembering those that held.
+
+    At first that is the one CA whose key names the mesh.
+    """
 
     def __init__(self, ca_public_key: bytes) -> None:
         self.ca_public_key = ca_public_key
         self.cluster = cluster_id(ca_public_key)
-        # A dict as a set, because its order is the order of insertion: eviction must not depend on hash order.
-        self._verified: dict[Certificate, None] = {}
+        self._trusted: tuple[bytes, ...] = (ca_public_key,)
+        self._reissued: frozenset[Content] = frozenset()
+        # A dict, because its order is the order of insertion: eviction must not depend on hash order.
+        self._verified: dict[Certificate, bytes] = {}
         self.refusal: Callable[[str, str, int], str | None] = _nobody_revoked
         """Why the enrolment (role, name, number) is trusted no more; None while it is."""
+        self.on_stranger: Callable[[], None] = _nobody_asks
+        """Called when something of this mesh was signed by nobody whom we trust: perhaps its CA was rotated."""
+
+    def trust(self, ca_public_keys: Iterable[bytes], reissued: Iterable[Certificate]) -> None:
+        """Trust these CAs from now on, and no other. The CA vouches for the content of the `reissued` certificates.
+
+        A certificate of a retired CA holds on where a trusted one has issued it anew: nobody but the holder of its key
+        can use either.
+        """
+        self._trusted = tuple(ca_public_keys)
+        self._reissued = frozenset(map(content_of, reissued))
+        self._verified.clear()
 
     def check(self, cert: Certificate) -> None:
-        """Raise RecordError unless our CA issued this certificate for this mesh, and has not revoked it."""
+        """Raise RecordError unless a CA that we trust issued this certificate for this mesh, and has not revoked it."""
+        self.signer_of(cert)
+
+    def signer_of(self, cert: Certificate) -> bytes:
+        """The key of the trusted CA that signed this certificate; empty where one only vouches for its content.
+
+        RecordError when the certificate does not hold, as in `check`.
+        """
         self.check_standing(cert)
-        if cert in self._verified:
-            return
+        known = self._verified.get(cert)
+        if known is not None:
+            return known
         if cert.cluster != self.cluster:
             raise RecordError(f"certificate of {cert.name!r} belongs to another mesh")
         if cert.role not in ROLES:
             raise RecordError(f"certificate of {cert.name!r} has an unknown role")
         if cert.role == "node":
             _check_node_name(cert.name)
-        data = _certified(cert.cluster, cert.role, cert.name, cert.enrolment, cert.public_key)
-        _verify_key(
-            self.ca_public_key, _CERTIFICATE_DOMAIN, data, cert.signature, f"certificate of {cert.name!r} is forged"
-        )
+        signer = self._signer(cert)
         if len(self._verified) >= CERTIFICATES_CACHED_MAX:
             del self._verified[next(iter(self._verified))]
-        self._verified[cert] = None
+        self._verified[cert] = signer
+        return signer
+
+    def _signer(self, cert: Certificate) -> bytes:
+        data = _framed(_CERTIFICATE_DOMAIN, _certified(cert.cluster, *content_of(cert)))
+        for ca_public_key in self._trusted:
+            if _holds(ca_public_key, data, cert.signature):
+                return ca_public_key
+        if content_of(cert) in self._reissued:
+            return b""
+        self.on_stranger()
+        raise RecordError(f"certificate of {cert.name!r} is forged, or of a CA that is not trusted here")
 
     def check_standing(self, cert: Certificate) -> None:
         """Raise RecordError when this certificate, checked before, has been revoked since."""
@@ -114,9 +170,16 @@ class Authority:
         if refusal is not None:
             raise RecordError(refusal)
 
+    def vouches_for(self, content: Content) -> bool:
+        """Whether a trusted CA has issued a certificate of this content anew."""
+        return content in self._reissued
+
     def check_statement(self, domain: bytes, data: bytes, signature: bytes) -> None:
-        """Raise RecordError unless the CA itself signed `data` for `domain`."""
-        _verify_key(self.ca_public_key, domain, data, signature, "a CA statement is forged or damaged")
+        """Raise RecordError unless a CA that we trust signed `data` for `domain`."""
+        framed = _framed(domain, data)
+        if not any(_holds(ca_public_key, framed, signature) for ca_public_key in self._trusted):
+            self.on_stranger()
+            raise RecordError("a CA statement is forged or damaged, or of a CA that is not trusted here")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +189,7 @@ class Identity:
     certificate: Certificate
     private_key: Ed25519PrivateKey = field(repr=False)
     ca_public_key: bytes
+    """Of the mesh's first CA, which names the mesh."""
 
     @property
     def node_id(self) -> NodeId:
@@ -160,8 +224,9 @@ def _check_node_name(name: str) -> None:
         raise RecordError(str(error)) from None
 
 
-def _verify_key(public_key: bytes, domain: bytes, data: bytes, signature: bytes, complaint: str) -> None:
+def _holds(public_key: bytes, framed: bytes, signature: bytes) -> bool:
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, _framed(domain, data))
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, framed)
     except (InvalidSignature, ValueError):  # ValueError: 32 bytes that are no point of the curve, or a short signature
-        raise RecordError(complaint) from None
+        return False
+    return True

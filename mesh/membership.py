@@ -59,6 +59,7 @@ class Member:
     ring: int
     """Number of the newest key ring that it says it has."""
     revocations: int
+    authorities: int
     record: bytes
     """The newest signed record, verifiable by anyone."""
     status_since: float
@@ -95,7 +96,7 @@ class Change:
 
 
 INSTALLED = "installed"
-"""The reason of a change that says no more than which keys or revocations a member has now."""
+"""The reason of a change that says no more than which keys, revocations, CAs and certificate a member has now."""
 
 
 class _Forgotten(NamedTuple):
@@ -349,14 +350,14 @@ class Membership:
 
     def _newer(self, member: Member, record: MemberRecord, now: float) -> Change:
         before, seen = member.status, _visible(member)
-        installed = member.ring, member.revocations
+        installed = _installed(member)
         _overwrite(member, record)
         self.version += 1
         reason = "updated"
         if before is not Status.ALIVE:
             self._set_status(member, Status.ALIVE, now)
             reason = "refuted"
-        elif seen == _visible(member) and installed != (member.ring, member.revocations):
+        elif seen == _visible(member) and installed != _installed(member):
             reason = INSTALLED
         is_visible = before is not Status.ALIVE or reason == INSTALLED or seen != _visible(member)
         return Change(member, before, Status.ALIVE, reason, visible=is_visible)
@@ -451,6 +452,7 @@ def _member(record: MemberRecord, now: float) -> Member:
         speaks=record.body.speaks,
         ring=record.body.ring,
         revocations=record.body.revocations,
+        authorities=record.body.authorities,
         record=record.raw,
         status_since=now,
     )
@@ -459,6 +461,11 @@ def _member(record: MemberRecord, now: float) -> Member:
 def _visible(member: Member) -> tuple[object, ...]:
     """What others than the protocol act on."""
     return member.address, member.rpc_address, member.store_failed
+
+
+def _installed(member: Member) -> tuple[object, ...]:
+    """What it has of the CA's word."""
+    return member.ring, member.revocations, member.authorities, member.certificate
 
 
 def _overwrite(member: Member, record: MemberRecord) -> None:
@@ -472,4 +479,5 @@ def _overwrite(member: Member, record: MemberRecord) -> None:
     member.speaks = record.body.speaks
     member.ring = record.body.ring
     member.revocations = record.body.revocations
+    member.authorities = record.body.authorities
     member.record = record.raw

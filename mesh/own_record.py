@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from mesh.identity import Identity
+from mesh.identity import Identity, content_of
 from mesh.ids import Address, Life
 from mesh.protocol import Speaks, this_release
 from mesh.records import MemberRecord, RecordBody, sign_record
@@ -28,6 +28,7 @@ class OwnRecord:
         speaks: Speaks | None = None,
         ring: int = 0,
         revocations: int = 0,
+        authorities: int = 0,
     ) -> None:
         self._identity = identity
         body = RecordBody(
@@ -44,6 +45,7 @@ class OwnRecord:
             speaks=speaks or this_release(),
             ring=ring,
             revocations=revocations,
+            authorities=authorities,
         )
         self.current: MemberRecord = sign_record(identity, body)
 
@@ -82,12 +84,25 @@ class OwnRecord:
             return None
         return self._sign(msgspec.structs.replace(self.current.body, store_failed=failed))
 
-    def set_installed(self, *, ring: int, revocations: int) -> MemberRecord | None:
-        """Say which key ring and which revocations we have; None when that was said already."""
+    def set_installed(
+        self, *, ring: int, revocations: int, authorities: int = 0, renewed: Identity | None = None
+    ) -> MemberRecord | None:
+        """Say which key ring, revocations and CAs we have; None when that was said already.
+
+        `renewed` is a certificate of another CA for this very enrolment and key: we go on under it in the same life.
+        """
         body = self.current.body
-        if (body.ring, body.revocations) == (ring, revocations):
-            return None
-        return self._sign(msgspec.structs.replace(body, ring=ring, revocations=revocations))
+        if renewed is not None:
+            assert content_of(renewed.certificate) == content_of(body.certificate)
+            self._identity = renewed
+        told = msgspec.structs.replace(
+            body,
+            certificate=self._identity.certificate,
+            ring=ring,
+            revocations=revocations,
+            authorities=authorities,
+        )
+        return None if told == body else self._sign(told)
 
     def is_current(self, life: int, incarnation: int) -> bool:
         """True for the life and incarnation that we last signed: what is said of those must be refuted."""

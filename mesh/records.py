@@ -55,6 +55,8 @@ class RecordBody(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Number of the newest key ring that this node has installed durably. Nodes of older releases have ring 0."""
     revocations: Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)] = 0
     """Number of the newest list of revocations that it enforces."""
+    authorities: Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)] = 0
+    """Number of the newest statement that it follows about which CAs are trusted."""
 
 
 class _Envelope(msgspec.Struct, frozen=True, array_like=True):
@@ -105,7 +107,7 @@ def sign_record(identity: Identity, body: RecordBody) -> MemberRecord:
 
 
 def _encoded(body: RecordBody) -> bytes:
-    # Numbers at the end that are 0 are left out: a mesh that never rotated a key speaks as it always did.
+    # Numbers at the end that are 0 are left out: a mesh that never rotated anything speaks as it always did.
     fields = list(msgspec.structs.astuple(body))
     while fields[-1] == 0 and len(fields) > _FIELDS_ALWAYS:
         fields.pop()
@@ -113,7 +115,7 @@ def _encoded(body: RecordBody) -> bytes:
 
 
 class RecordVerifier:
-    """Verifies records against one CA, remembering those that held. What was revoked since holds no more."""
+    """Verifies records against the mesh's CAs, remembering those that held. What was revoked since holds no more."""
 
     def __init__(self, authority: Authority) -> None:
         self.authority = authority
@@ -125,7 +127,7 @@ class RecordVerifier:
         """The record in these bytes, or RecordError."""
         known = self._verified.get(raw)
         if known is not None:
-            self.authority.check_standing(known.body.certificate)
+            self.authority.check(known.body.certificate)
             return known
         if len(raw) > RECORD_BYTES_MAX:
             raise RecordError("member record is too long")

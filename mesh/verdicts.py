@@ -93,10 +93,17 @@ class Verdicts:
     def expel_revoked(self) -> None:
         """Drop every member whose certificate does not hold any more."""
         for member in self._members.all():
-            if member is self._members.own or self._verifier.authority.refusal(*member.standing) is None:
+            if member is self._members.own or self._holds(member):
                 continue
             self._members.expel(member)
             self._outbox.emit(MemberChanged(member.node_id, member.status.value, Status.LEFT.value, "revoked"))
+
+    def _holds(self, member: Member) -> bool:
+        try:
+            self._verifier.authority.check(member.certificate)
+        except RecordError:
+            return False
+        return True
 
     def _hear_own_record(self, record: MemberRecord, now: float) -> None:
         """Our own record from elsewhere: an old one is nothing, another process's is a cloned or restored disk."""

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -5,8 +7,9 @@ from hypothesis import strategies as st
 
 from chaos.simulation.credentials import Credentials
 from mesh import records
+from mesh.ca_statements import NUMBER_MAX
 from mesh.errors import ConfigError, RecordError
-from mesh.identity import Authority, Identity, issue
+from mesh.identity import Authority, Identity, content_of, issue
 from mesh.ids import Address, make_life
 from mesh.messages import RECORD_BYTES_MAX
 from mesh.own_record import OwnRecord
@@ -76,9 +79,34 @@ def test_an_operator_cannot_be_a_member() -> None:
 
 def test_the_longest_names_still_fit_a_record() -> None:
     identity = MESH.identity("n" * 32, enrolment=2**24 - 1)
-    record = own(identity, boot=2**39 - 1, host="h" * HOST_CHARS_MAX).current
-    assert len(record.raw) <= RECORD_BYTES_MAX
-    verifier().verify(record.raw)
+    record = own(identity, boot=2**39 - 1, host="h" * HOST_CHARS_MAX)
+    told = record.set_installed(ring=NUMBER_MAX, revocations=NUMBER_MAX, authorities=NUMBER_MAX)
+    assert told is not None
+    assert len(told.raw) <= RECORD_BYTES_MAX
+    assert verifier().verify(told.raw).body.authorities == NUMBER_MAX
+
+
+def test_a_certificate_of_another_ca_comes_into_use_in_the_same_life() -> None:
+    record, identity = own(), MESH.identity("node-a")
+    role, name, enrolment, public_key = content_of(identity.certificate)
+    again = issue(
+        MESH.key("second ca"), cluster=MESH.cluster, role=role, name=name, enrolment=enrolment, public_key=public_key
+    )
+    renewed = replace(identity, certificate=again)
+    life = record.life
+    told = record.set_installed(ring=0, revocations=0, authorities=2, renewed=renewed)
+    assert told is not None
+    assert (told.life, told.body.incarnation, told.body.certificate) == (life, 1, again)
+    assert record.set_installed(ring=0, revocations=0, authorities=2) is None
+    assert record.refute().body.certificate == again
+    checks = verifier()
+    with pytest.raises(RecordError, match="not trusted here"):
+        checks.verify(told.raw)
+    checks.authority.trust([MESH.key("second ca").public_key().public_bytes_raw()], ())
+    assert checks.verify(told.raw).body == told.body
+    checks.authority.trust([MESH.ca_public_key], ())  # remembered records are looked at again
+    with pytest.raises(RecordError, match="not trusted here"):
+        checks.verify(told.raw)
 
 
 @pytest.mark.parametrize("host", ["h" * (HOST_CHARS_MAX + 1), "hôte", ""])
