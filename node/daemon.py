@@ -178,6 +178,8 @@ def spec_of(config: NodeConfig, enrolment: Enrolment) -> NodeSpec:
         identity=enrolment.identity(),
         ring=enrolment.ring(),
         ring_statement=enrolment.ring_statement,
+        authorities_statement=enrolment.authorities_statement,
+        ca_root=enrolment.authorities.cas[0].root,
         tls_certificate=enrolment.tls_certificate_pem,
         profile={"local": profiles.LOCAL, "lan": profiles.LAN, "wan": profiles.WAN}[config.profile],
         address=config.advertise,
@@ -202,7 +204,7 @@ async def _serve(config: NodeConfig, enrolment: Enrolment, env: Env, net: TrioNe
             node = Node(env, spec_of(config, enrolment))
             await node.open()
             try:
-                admin = AdminService(node, config, Reenrolment(node, net, config.root))
+                admin = AdminService(node, config, Reenrolment(node, net, config.root, enrolment))
                 await _run_node(node, config, admin, datagrams, ready, signals)
             finally:
                 with trio.CancelScope(shield=True), trio.move_on_after(STOP_MAX_S):

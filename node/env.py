@@ -72,6 +72,11 @@ class PeerIdentity:
     """Of its TLS certificate, lower-case hex without leading zeros; empty where there is none."""
     fingerprint: str = ""
     """SHA-256 of that certificate's DER form, lower-case hex."""
+    public_key: bytes = b""
+    """The key of that certificate."""
+    ca_public_key: bytes | None = None
+    """Of the CA that signed it; empty when that is none that we know. None where that needs no look: there is no
+    certificate, or the whole way from it to a trusted CA was checked."""
 
 
 class SecureStream(Protocol):

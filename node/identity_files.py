@@ -8,47 +8,43 @@ function returns. Functions here block: they run before a node starts, or in a c
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
 import secrets
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from mesh.authorities import Authorities, first_authorities, open_enrolled
 from mesh.errors import ConfigError, ConflictError, RecordError
 from mesh.identity import Authority, Certificate, Identity, cluster_id, issue
 from mesh.ids import ENROLMENT_MAX
 from mesh.key_rotation import open_ring
 from mesh.revocations import Revocations, open_revocations
 from mesh.sealing import SECRET_BYTES, KeyRing, KeyState, RingKey
-from node import durable_files, x509_certificates
+from node import ca_files, durable_files, x509_certificates
+from node.small_files import exists, read_json, to_json, writing
 from node.streams.tls import TlsMaterial, san_uri
 
 IDENTITY_FILE = "identity.json"
 """A node's enrolment inside its root."""
 FOUNDED_MESH = "mesh"
 """The mesh directory inside the root of a node that founded its own mesh."""
-FILE_BYTES_MAX = 1024 * 1024
 
 _MESH_FILE = "mesh.json"
-_CA_KEY_FILE = "ca-key.pem"
-_CA_CERTIFICATE_FILE = "ca-cert.pem"
 _RING_FILE = "keyring.json"
 _NUMBERS_FILE = "enrolments.json"
 _REVOCATIONS_FILE = "revocations.json"
 
-S = TypeVar("S", bound=msgspec.Struct)
 _Number = Annotated[int, msgspec.Meta(ge=1, le=ENROLMENT_MAX)]
 
 
@@ -81,6 +77,8 @@ class IssuedCertificate(msgspec.Struct, frozen=True):
     enrolment: int
     serial: str
     fingerprint: str
+    public_key: bytes = b""
+    """What a new CA issues a certificate for; empty when it was handed out by an older release."""
 
 
 class _RevocationsFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +109,8 @@ class _EnrolmentFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     keys: tuple[_KeyFile, ...]
     ring: bytes | msgspec.UnsetType = msgspec.UNSET
     """The CA's word for the keys, which needs no checksum; unset for the first ring of a mesh."""
+    authorities: bytes | msgspec.UnsetType = msgspec.UNSET
+    """The CA's word for which CAs are trusted, likewise; unset while the mesh has its first CA and no other."""
     checksum: str = ""
     """Of all the rest. The signatures do not cover the keys, and files travel on sticks and through chats."""
 
@@ -131,13 +131,17 @@ class Enrolment:
     keys: tuple[RingKey, ...]
     ring_statement: bytes = field(default=b"", repr=False)
     """The CA's word for `keys`; empty for the first ring of a mesh."""
+    authorities: Authorities = field(repr=False)
+    """The CAs that were trusted when it was made."""
+    authorities_statement: bytes = field(default=b"", repr=False)
+    """The CA's word for that; empty while the mesh had its first CA and no other."""
 
     def identity(self) -> Identity:
         """What signs records and bundles."""
         return Identity(
             certificate=self.certificate,
             private_key=x509_certificates.load_private_key(self.private_key_pem),
-            ca_public_key=x509_certificates.ca_public_key(self.ca_certificate_pem),
+            ca_public_key=self.authorities.cas[0].public_key,
         )
 
     def ring(self) -> KeyRing:
@@ -146,13 +150,36 @@ class Enrolment:
 
     @property
     def tls_material(self) -> TlsMaterial:
-        """What proves this identity on streams."""
-        return TlsMaterial(
-            cluster=self.cluster,
-            certificate_pem=self.tls_certificate_pem,
-            private_key_pem=self.private_key_pem,
-            ca_pem=self.ca_certificate_pem,
+        """What proves this identity on streams, as long as nothing later is known of the mesh's CAs."""
+        return tls_material(self, self.authorities)
+
+
+def tls_material(enrolment: Enrolment, authorities: Authorities) -> TlsMaterial:
+    """What proves this identity on streams in a mesh that trusts these CAs: by its own certificate, or a re-issued one.
+
+    RecordError when what the CAs' list holds for it cannot be used.
+    """
+    certificate_pem = enrolment.tls_certificate_pem
+    reissued = authorities.reissued_for(enrolment.certificate)
+    if reissued is not None and reissued.leaf:
+        certificate_pem = x509_certificates.pem_of(reissued.leaf)
+        uri = san_uri(enrolment.cluster, enrolment.role, enrolment.name, enrolment.enrolment)
+        x509_certificates.check_leaf(
+            x509_certificates.pem_of(authorities.signing.root),
+            certificate_pem,
+            public_key=enrolment.certificate.public_key,
+            uri=uri,
         )
+    roots = {ca.public_key: x509_certificates.pem_of(ca.root) for ca in authorities.cas}
+    return TlsMaterial(
+        cluster=enrolment.cluster,
+        certificate_pem=certificate_pem,
+        private_key_pem=enrolment.private_key_pem,
+        ca_pem="".join(roots[key] for key in authorities.trusted),
+        chain_pem="".join(x509_certificates.pem_of(ca.cross) for ca in authorities.line_of_signing() if ca.cross),
+        retired_pem="".join(pem for key, pem in roots.items() if key in authorities.retired),
+        ca_public_keys=(*authorities.trusted, *authorities.retired),
+    )
 
 
 def create_mesh(out: Path) -> str:
@@ -161,7 +188,7 @@ def create_mesh(out: Path) -> str:
     Whoever holds the directory can enroll anybody. ConfigError when `out` holds anything, or cannot be written;
     then nothing is left behind.
     """
-    with _writing(out):
+    with writing(out):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError(f"{out} exists and is not empty: give a new directory as --out")
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -182,11 +209,11 @@ def _write_mesh(directory: Path) -> str:
     ring_key = _KeyFile(secrets.token_bytes(SECRET_BYTES), KeyState.PRIMARY)
     now_ms = int(time.time() * 1000)
     files = {
-        _CA_KEY_FILE: x509_certificates.private_key_pem(ca_key).encode(),
-        _CA_CERTIFICATE_FILE: x509_certificates.make_ca(ca_key, name=f"RelayMesh {cluster}").encode(),
-        _RING_FILE: _to_json(_RingFile(schema="relaymesh.keyring.v1", keys=(ring_key,))),
-        _NUMBERS_FILE: _to_json(_NumbersFile(schema="relaymesh.enrolments.v1", node={}, operator={})),
-        _MESH_FILE: _to_json(_MeshFile(schema="relaymesh.mesh.v1", cluster=cluster, created_at_ms=now_ms)),
+        ca_files.CA_KEY_FILE: x509_certificates.private_key_pem(ca_key).encode(),
+        ca_files.CA_CERTIFICATE_FILE: x509_certificates.make_ca(ca_key, name=f"RelayMesh {cluster}").encode(),
+        _RING_FILE: to_json(_RingFile(schema="relaymesh.keyring.v1", keys=(ring_key,))),
+        _NUMBERS_FILE: to_json(_NumbersFile(schema="relaymesh.enrolments.v1", node={}, operator={})),
+        _MESH_FILE: to_json(_MeshFile(schema="relaymesh.mesh.v1", cluster=cluster, created_at_ms=now_ms)),
     }
     for name, data in files.items():
         durable_files.write_new(directory / name, data)
@@ -199,7 +226,7 @@ def enroll(mesh_dir: Path, *, node_id: str | None = None, operator: str | None =
     The number is used up even when writing `out` fails afterwards. ConfigError when `out` exists, the name cannot be
     used or the mesh directory is damaged.
     """
-    if _exists(out):
+    if exists(out):
         raise ConfigError(f"{out} exists: give another --out, or move it away first")
     if node_id is not None and operator is None:
         enrolment = _issue(mesh_dir, "node", node_id)
@@ -209,7 +236,7 @@ def enroll(mesh_dir: Path, *, node_id: str | None = None, operator: str | None =
         enrolment = _issue(mesh_dir, "operator", operator)
     else:
         raise ConfigError("give either --node-id or --operator")
-    with _writing(out):
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         durable_files.write_new(out, _encode(enrolment))
     return enrolment
@@ -217,7 +244,7 @@ def enroll(mesh_dir: Path, *, node_id: str | None = None, operator: str | None =
 
 def read_enrolment(path: Path) -> Enrolment:
     """The enrolment in a file, verified whole. ConfigError in one line when it is malformed, altered or unreadable."""
-    file = _read_json(path, _EnrolmentFile, "an enrolment")
+    file = read_json(path, _EnrolmentFile, "an enrolment")
     if file.checksum != _checksum(file):
         raise ConfigError(f"{path} was altered or damaged: copy it again, or enroll anew")
     try:
@@ -258,7 +285,7 @@ def _check_succession(root: Path, current: Enrolment, file: Path, new: Enrolment
 def load(root: Path) -> Enrolment | None:
     """The identity of the node on `root`; None when it has none yet. ConfigError when it is damaged."""
     path = root / IDENTITY_FILE
-    return read_enrolment(path) if _exists(path) else None
+    return read_enrolment(path) if exists(path) else None
 
 
 def found(root: Path, node_id: str) -> Enrolment:
@@ -272,8 +299,8 @@ def found(root: Path, node_id: str) -> Enrolment:
             raise ConflictError(f"{root} belongs to {current.name}: start it with --node-id {current.name}")
         return current
     mesh_dir = root / FOUNDED_MESH
-    if not _exists(mesh_dir):
-        with _writing(root):
+    if not exists(mesh_dir):
+        with writing(root):
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
         create_mesh(mesh_dir)
     enrolment = _issue(mesh_dir, "node", node_id)
@@ -282,7 +309,7 @@ def found(root: Path, node_id: str) -> Enrolment:
 
 
 def _store(root: Path, enrolment: Enrolment) -> None:
-    with _writing(root):
+    with writing(root):
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         durable_files.replace(root / IDENTITY_FILE, _encode(enrolment))
 
@@ -293,13 +320,11 @@ def _store(root: Path, enrolment: Enrolment) -> None:
 def _issue(mesh_dir: Path, role: Literal["node", "operator"], name: str) -> Enrolment:
     """A new enrolment, its number recorded durably before it is returned."""
     with _locked(mesh_dir):
-        mesh = _read_json(mesh_dir / _MESH_FILE, _MeshFile, "a mesh", secret=False)
-        ca_key, ca_pem = _read_ca(mesh_dir)
-        cluster = cluster_id(ca_key.public_key().public_bytes_raw())
-        if mesh.cluster != cluster.hex():
-            raise ConfigError(f"{mesh_dir}: {_MESH_FILE} and {_CA_KEY_FILE} belong to different meshes")
-        ring = _read_json(mesh_dir / _RING_FILE, _RingFile, "a key ring")
-        numbers = _read_json(mesh_dir / _NUMBERS_FILE, _NumbersFile, "a list of enrolments", secret=False)
+        mesh = read_json(mesh_dir / _MESH_FILE, _MeshFile, "a mesh", secret=False)
+        cas = ca_files.read_cas(mesh_dir, mesh.cluster)
+        ca_key, ca_pem, cluster = cas.signing_key, cas.signing_pem, bytes.fromhex(mesh.cluster)
+        ring = read_json(mesh_dir / _RING_FILE, _RingFile, "a key ring")
+        numbers = read_json(mesh_dir / _NUMBERS_FILE, _NumbersFile, "a list of enrolments", secret=False)
         number = getattr(numbers, role).get(name, 0) + 1
         if number > ENROLMENT_MAX:
             raise ConfigError(f"{name} was enrolled {ENROLMENT_MAX} times: give the host a new name")
@@ -316,12 +341,12 @@ def _issue(mesh_dir: Path, role: Literal["node", "operator"], name: str) -> Enro
         uri = san_uri(cluster, role, name, number)
         tls_pem = x509_certificates.make_leaf(ca_key, ca_pem, public_key=key.public_key(), name=name, uri=uri)
         serial, fingerprint = x509_certificates.names_of(tls_pem)
-        entry = IssuedCertificate(role, name, number, serial, fingerprint)
+        entry = IssuedCertificate(role, name, number, serial, fingerprint, certificate.public_key)
         issued = [] if numbers.issued is msgspec.UNSET else numbers.issued
-        with _writing(mesh_dir):
+        with writing(mesh_dir):
             getattr(numbers, role)[name] = number
             numbers = msgspec.structs.replace(numbers, issued=[*issued, entry])
-            durable_files.replace(mesh_dir / _NUMBERS_FILE, _to_json(numbers))
+            durable_files.replace(mesh_dir / _NUMBERS_FILE, to_json(numbers))
     return Enrolment(
         role=role,
         name=name,
@@ -333,21 +358,9 @@ def _issue(mesh_dir: Path, role: Literal["node", "operator"], name: str) -> Enro
         ca_certificate_pem=ca_pem,
         keys=tuple(RingKey(key.secret, key.state) for key in ring.keys),
         ring_statement=ring.statement or b"",
+        authorities=cas.authorities,
+        authorities_statement=cas.statement,
     )
-
-
-def _read_ca(mesh_dir: Path) -> tuple[Ed25519PrivateKey, str]:
-    """The CA's key, and its certificate as PEM."""
-    path = mesh_dir / _CA_KEY_FILE
-    try:
-        key = x509_certificates.load_private_key(_read(path).decode(errors="replace"))
-        path = mesh_dir / _CA_CERTIFICATE_FILE
-        pem = _read(path, secret=False).decode(errors="replace")
-        if x509_certificates.ca_public_key(pem) != key.public_key().public_bytes_raw():
-            raise RecordError("the CA certificate is not for the CA key")
-    except RecordError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    return key, pem
 
 
 @contextmanager
@@ -371,7 +384,9 @@ class MeshDirectory:
     """What a locked mesh directory holds, for making the CA's next statement."""
 
     ca_key: Ed25519PrivateKey = field(repr=False)
+    """Of the CA that signs."""
     authority: Authority
+    authorities: Authorities
     ring: KeyRing
     numbers: Mapping[tuple[str, str], int]
     """The last enrolment given to each (role, name)."""
@@ -379,14 +394,22 @@ class MeshDirectory:
     issued: Sequence[IssuedCertificate]
 
 
+def authority_of(authorities: Authorities) -> Authority:
+    """What checks statements and certificates against these CAs."""
+    authority = Authority(authorities.cas[0].public_key)
+    authority.trust(authorities.trusted, [each.certificate for each in authorities.reissued])
+    return authority
+
+
 @contextmanager
 def opened_mesh(mesh_dir: Path) -> Iterator[MeshDirectory]:
     """The mesh directory, locked against enrolments and other statements until the block ends."""
     with _locked(mesh_dir):
-        ca_key, _ = _read_ca(mesh_dir)
-        authority = Authority(ca_key.public_key().public_bytes_raw())
-        file = _read_json(mesh_dir / _RING_FILE, _RingFile, "a key ring")
-        numbers = _read_json(mesh_dir / _NUMBERS_FILE, _NumbersFile, "a list of enrolments", secret=False)
+        mesh = read_json(mesh_dir / _MESH_FILE, _MeshFile, "a mesh", secret=False)
+        cas = ca_files.read_cas(mesh_dir, mesh.cluster)
+        authority = authority_of(cas.authorities)
+        file = read_json(mesh_dir / _RING_FILE, _RingFile, "a key ring")
+        numbers = read_json(mesh_dir / _NUMBERS_FILE, _NumbersFile, "a list of enrolments", secret=False)
         ring = KeyRing(RingKey(key.secret, key.state) for key in file.keys)
         if file.statement:
             try:
@@ -395,8 +418,9 @@ def opened_mesh(mesh_dir: Path) -> Iterator[MeshDirectory]:
                 raise ConfigError(f"{mesh_dir / _RING_FILE}: {error}") from error
         yield MeshDirectory(
             revocations=_read_revocations(mesh_dir / _REVOCATIONS_FILE, authority),
-            ca_key=ca_key,
+            ca_key=cas.signing_key,
             authority=authority,
+            authorities=cas.authorities,
             ring=ring,
             numbers={
                 **{("node", name): number for name, number in numbers.node.items()},
@@ -409,23 +433,37 @@ def opened_mesh(mesh_dir: Path) -> Iterator[MeshDirectory]:
 def store_ring(mesh_dir: Path, ring: KeyRing, statement: bytes) -> None:
     """Put a ring that the mesh uses into its directory, for later enrolments. Inside of `opened_mesh` only."""
     keys = tuple(_KeyFile(key.secret, key.state) for key in ring)
-    with _writing(mesh_dir):
+    with writing(mesh_dir):
         file = _RingFile(schema="relaymesh.keyring.v1", keys=keys, statement=statement)
-        durable_files.replace(mesh_dir / _RING_FILE, _to_json(file))
+        durable_files.replace(mesh_dir / _RING_FILE, to_json(file))
+
+
+def store_issued(mesh_dir: Path, issued: Sequence[IssuedCertificate]) -> None:
+    """Note TLS certificates that a CA issued anew, beside the last ones of these enrolments. In `opened_mesh` only."""
+    path = mesh_dir / _NUMBERS_FILE
+    numbers = read_json(path, _NumbersFile, "a list of enrolments", secret=False)
+    known = [] if numbers.issued is msgspec.UNSET else numbers.issued
+    latest: dict[tuple[str, str, int], list[IssuedCertificate]] = {}
+    for each in (*known, *issued):
+        same = latest.setdefault((each.role, each.name, each.enrolment), [])
+        same[:] = [*same[-1:], each]  # of one enrolment the last two: rotations must not make the file grow for ever
+    numbers = msgspec.structs.replace(numbers, issued=[each for same in latest.values() for each in same])
+    with writing(mesh_dir):
+        durable_files.replace(path, to_json(numbers))
 
 
 def store_revocations(mesh_dir: Path, statement: bytes) -> None:
     """Put a list that the mesh enforces into its directory. Inside of `opened_mesh` only."""
-    with _writing(mesh_dir):
+    with writing(mesh_dir):
         file = _RevocationsFile(schema="relaymesh.revocations.v1", statement=statement)
-        durable_files.replace(mesh_dir / _REVOCATIONS_FILE, _to_json(file))
+        durable_files.replace(mesh_dir / _REVOCATIONS_FILE, to_json(file))
 
 
 def _read_revocations(path: Path, authority: Authority) -> Revocations:
-    if not _exists(path):
+    if not exists(path):
         return Revocations()
     try:
-        return open_revocations(authority, _read_json(path, _RevocationsFile, "a list of revocations").statement)[0]
+        return open_revocations(authority, read_json(path, _RevocationsFile, "a list of revocations").statement)[0]
     except RecordError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -446,20 +484,22 @@ def _encode(enrolment: Enrolment) -> bytes:
         ca_certificate=enrolment.ca_certificate_pem,
         keys=tuple(_KeyFile(key.secret, key.state) for key in enrolment.keys),
         ring=enrolment.ring_statement or msgspec.UNSET,
+        authorities=enrolment.authorities_statement or msgspec.UNSET,
     )
-    return _to_json(msgspec.structs.replace(file, checksum=_checksum(file)))
+    return to_json(msgspec.structs.replace(file, checksum=_checksum(file)))
 
 
 def _checksum(file: _EnrolmentFile) -> str:
     return hashlib.sha256(
-        msgspec.json.encode(msgspec.structs.replace(file, ring=msgspec.UNSET, checksum=""))
+        msgspec.json.encode(msgspec.structs.replace(file, ring=msgspec.UNSET, authorities=msgspec.UNSET, checksum=""))
     ).hexdigest()
 
 
 def _verified(file: _EnrolmentFile) -> Enrolment:
     """The enrolment, after every part was checked against the CA and against every other part."""
-    authority = Authority(x509_certificates.ca_public_key(file.ca_certificate))
     certificate = _decode_certificate(file.certificate)
+    authorities = _authorities_in(file, certificate.cluster)
+    authority = authority_of(authorities)
     authority.check(certificate)
     said = (file.cluster, file.role, file.name, file.enrolment)
     certified = (certificate.cluster.hex(), certificate.role, certificate.name, certificate.enrolment)
@@ -485,7 +525,18 @@ def _verified(file: _EnrolmentFile) -> Enrolment:
         ca_certificate_pem=file.ca_certificate,
         keys=keys,
         ring_statement=file.ring or b"",
+        authorities=authorities,
+        authorities_statement=file.authorities or b"",
     )
+
+
+def _authorities_in(file: _EnrolmentFile, cluster: bytes) -> Authorities:
+    public_key = x509_certificates.ca_public_key(file.ca_certificate)
+    if not file.authorities:
+        return first_authorities(public_key, x509_certificates.der_of(file.ca_certificate))
+    authorities, _ = open_enrolled(cluster, file.authorities)
+    x509_certificates.check_ca(file.ca_certificate, authorities.signing.public_key)
+    return authorities
 
 
 def _decode_certificate(data: bytes) -> Certificate:
@@ -493,53 +544,3 @@ def _decode_certificate(data: bytes) -> Certificate:
         return msgspec.msgpack.decode(data, type=Certificate)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecordError("its certificate cannot be read") from error
-
-
-# --- reading and writing ----------------------------------------------------------------------------------------------
-
-
-def _to_json(value: msgspec.Struct) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
-
-
-def _read_json(path: Path, kind: type[S], what: str, *, secret: bool = True) -> S:
-    try:
-        return msgspec.json.decode(_read(path, secret=secret), type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} is not {what} of RelayMesh: {error}") from error
-
-
-def _read(path: Path, *, secret: bool = True) -> bytes:
-    """The content of a small file, which only its owner may read if it is secret."""
-    try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            data = file.read(FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    if secret and mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ConfigError(f"{path} holds secrets, and its mode {mode:04o} lets others in: chmod 600 {path}")
-    if len(data) > FILE_BYTES_MAX:
-        raise ConfigError(f"{path} is larger than {FILE_BYTES_MAX} bytes: it is none of RelayMesh's files")
-    return data
-
-
-def _exists(path: Path) -> bool:
-    try:
-        path.lstat()
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    return True
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Say which path could not be written, and why."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            raise ConfigError(f"{path} exists: give another place, or move it away first") from error
-        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error

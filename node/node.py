@@ -12,7 +12,9 @@ from functools import partial
 import msgspec
 import trio
 
+from mesh.authorities import ca_name
 from mesh.bundles import Bundle, open_bundle
+from mesh.ca_statements import NOTHING_SAID
 from mesh.effective import EffectiveState
 from mesh.effects import MemberChanged, RumorReceived, SelfConflict
 from mesh.errors import ConfigError, RecordError, RelayMeshError, StoreError
@@ -91,6 +93,10 @@ class NodeSpec:
     settings: Settings
     ring_statement: bytes = b""
     """The CA's word for `ring`; empty while the mesh has its first one."""
+    authorities_statement: bytes = b""
+    """The CA's word for which CAs are trusted; empty while the mesh has its first CA and no other."""
+    ca_root: bytes = b""
+    """The first CA as X.509 (DER); empty where streams are simulated."""
     tls_certificate: str = ""
     """What streams prove this node by, as PEM; empty where streams are simulated."""
     start_alone: bool = False
@@ -119,7 +125,18 @@ class Node:
         self.speaks = this_release(self.store.schema, spec.version)
         self.authority = Authority(spec.identity.ca_public_key)
         """Who is trusted: all that is signed is checked against it."""
-        self.trust = Trust(env, self.authority, ring=spec.ring, ring_statement=spec.ring_statement)
+        self.trust = Trust(
+            env,
+            self.authority,
+            ring=spec.ring,
+            ring_statement=spec.ring_statement,
+            ca_root=spec.ca_root,
+            authorities_statement=spec.authorities_statement,
+        )
+        self.on_authorities: list[Callable[[], None]] = []
+        """Called when the CAs that are trusted have changed, and once before this node says anything."""
+        self._authorities_in_use = NOTHING_SAID
+        self._distrusted: str | None = None
         self.guard = StreamGuard(self._stream_refusal)
         dialler = GuardedDialler(env.net, self.guard)
         cluster = spec.identity.certificate.cluster
@@ -210,6 +227,11 @@ class Node:
     async def _assemble(self, socket: DatagramSocket) -> None:
         spec, env = self.spec, self.env
         await self.trust.open()
+        self._follow_authorities()
+        distrusted = self._own_complaint()
+        if distrusted is not None:
+            raise ConfigError(f"this node has no part in its mesh any more: {distrusted}. Enroll this host anew")
+        spec = self.spec
         try:
             boot = await self.store.write(_next_boot)
         except StoreError as error:
@@ -228,6 +250,7 @@ class Node:
             ring=self.trust.ring,
             verifier=RecordVerifier(self.authority),
             revocations=self.trust.revocations.number,
+            authorities=self.trust.authorities.number,
             profile=profile,
             rng=random.Random(env.rng.getrandbits(64)),
             entropy=env.entropy,
@@ -371,6 +394,7 @@ class Node:
         self.loop.on_self_conflict = self._on_self_conflict
         self.loop.on_member_changed.append(self._on_member_changed)
         self.loop.on_unknown_key = self.trust_fetch.on_unknown_key
+        self.authority.on_stranger = self.trust_fetch.on_stranger
         self.trust.on_changed.append(self._on_trust_changed)
 
     def offer(self) -> Offer:
@@ -418,37 +442,104 @@ class Node:
             self.runtime.wake(self.spec.slots)
 
     def _on_trust_changed(self) -> None:
+        renewed = self._follow_authorities()
+        if renewed is not None:
+            self.push.adopt(renewed)
         self._standing_news.set()
-        revoked = self.authority.refusal(*self.gossip.members.own.standing)
-        if revoked is not None:
-            self.identity_conflict = revoked
+        before, self._distrusted = self._distrusted, self._own_complaint()
+        if self._distrusted is not None:
+            log.error("nothing new is started here: %s", self._distrusted)
+        if self._distrusted != before:
+            self.identity_conflict = self._distrusted
             self._update_paused()
-            log.error("nothing new is started here: %s", revoked)
         self.loop.perform(
-            self.gossip.install_trust(self.trust.ring, self.trust.revocations.number, self.env.clock.monotonic())
+            self.gossip.install_trust(
+                self.trust.ring,
+                self.trust.revocations.number,
+                self.env.clock.monotonic(),
+                authorities=self.trust.authorities.number,
+                renewed=renewed,
+            )
         )
+
+    def _own_complaint(self) -> str | None:
+        """Why our own certificate does not hold; None when it does."""
+        try:
+            self.authority.check(self.spec.identity.certificate)
+        except RecordError as error:
+            return str(error)
+        return None
+
+    def _follow_authorities(self) -> Identity | None:
+        """Take the CA's newest list into use; our identity by the certificate that it holds for us, if that is new."""
+        order, identity = self.trust.orders.authorities, self.spec.identity
+        if order == self._authorities_in_use:
+            return None
+        self._authorities_in_use = order
+        for tell in self.on_authorities:
+            tell()
+        renewed = self._renewed(identity)
+        self.spec = dataclasses.replace(self.spec, identity=renewed)
+        return None if renewed is identity else renewed
+
+    def _renewed(self, identity: Identity) -> Identity:
+        """The same identity by the certificate that the signing CA has issued for it, if there is one."""
+        reissued = self.trust.authorities.reissued_for(identity.certificate)
+        if reissued is None or reissued.certificate == identity.certificate:
+            return identity
+        try:
+            self.authority.check(reissued.certificate)
+        except RecordError as error:
+            log.error("the CA's new certificate for this node is not used: %s", error)
+            return identity
+        log.info("the certificate by CA %s is in use", self.trust.authorities.signing.name)
+        return dataclasses.replace(identity, certificate=reissued.certificate)
 
     def adopt(self, identity: Identity, tls_certificate: str) -> None:
         """Be known by a later enrolment from now on. The network must prove it already.
 
-        RecordError, with nothing changed, when it was revoked meanwhile.
+        RecordError, with nothing changed, when it does not hold any more.
         """
-        self.authority.check_standing(identity.certificate)
-        self.spec = dataclasses.replace(self.spec, identity=identity, tls_certificate=tls_certificate)
-        self.tls_loaded_at_ms = int(self.env.clock.wall() * 1000)
+        self.authority.check(identity.certificate)
+        identity = self._renewed(identity)
+        self.spec = dataclasses.replace(self.spec, identity=identity)
+        self.note_tls(tls_certificate)
         self.push.adopt(identity)
+        self._distrusted = None
         self.identity_conflict = None  # it was about the former enrolment; one that lasts is heard of again at once
         self._update_paused()
         self.loop.perform(self.gossip.adopt(identity, self.env.clock.monotonic()))
 
+    def note_tls(self, certificate: str) -> None:
+        """Streams prove this node by this certificate (PEM) from now on."""
+        self.spec = dataclasses.replace(self.spec, tls_certificate=certificate)
+        self.tls_loaded_at_ms = int(self.env.clock.wall() * 1000)
+
     def _stream_refusal(self, peer: PeerIdentity) -> str | None:
-        """Why a peer may hold no stream: revoked, or a later enrolment of its name is a member."""
+        """Why a peer may hold no stream: revoked, of a retired CA, or a later enrolment of its name is a member."""
         revoked = self.trust.revocations.refusal(peer.role, peer.name, peer.enrolment)
         revoked = revoked or self.trust.revocations.refusal_of_tls(peer.serial, peer.fingerprint)
+        revoked = revoked or self._ca_refusal(peer)
         member = self.gossip.members.get(peer.name) if peer.role == "node" else None
         if revoked is None and member is not None and 0 < peer.enrolment < member.certificate.enrolment:
             return f"enrolment {peer.enrolment} of {peer.name} was followed by {member.certificate.enrolment}: use that"
         return revoked
+
+    def _ca_refusal(self, peer: PeerIdentity) -> str | None:
+        """Why the CA of a peer's TLS certificate does not do.
+
+        Of who dials us OpenSSL has found a chain to one of our CAs, the retired ones among them. So while there are
+        such, a certificate of a CA that is not known here may be a thief's as well as of a later one.
+        """
+        authorities, ca = self.trust.authorities, peer.ca_public_key
+        if ca is None or ca in authorities.trusted or (not ca and not authorities.retired):
+            return None
+        if self.authority.vouches_for((peer.role, peer.name, peer.enrolment, peer.public_key)):
+            return None
+        if not ca:
+            self.trust_fetch.on_stranger()
+            return f"the certificate of {peer.name} is of a CA that is not known here"
+        return f"the certificate of {peer.name} is of CA {ca_name(ca)}, which was retired: enroll {peer.name} anew"
 
     def _on_member_changed(self, change: MemberChanged) -> None:
         self.trust_fetch.look()

@@ -1,8 +1,9 @@
 """Brings what the CA said since we last heard: asks members over TLS streams, which need no gossip key.
 
 Promises: a member whose record shows a later ring or list than ours is asked at once and again until we have it. A node
-that can open nobody's packets any more, because it was away while keys were rotated, asks everybody it ever knew and
-the hosts of its seeds; its certificate is all that this takes. Strangers can cause one round of calls in `ROUND_S` at
+that can open nobody's packets any more, because it was away while keys were rotated, or believe nobody's certificate,
+because it was away while the CA was, asks everybody it ever knew and the hosts of its seeds; its certificate is all
+that this takes. Strangers can cause one round of calls in `ROUND_S` at
 most, and a node that hears others and is up to date asks nobody.
 """
 
@@ -12,7 +13,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 import trio
 
 from mesh.errors import RelayMeshError
@@ -21,7 +21,7 @@ from mesh.ids import Address
 from mesh.membership import Status
 from node.env import Env
 from node.replication.calls import Caller, decode
-from node.trust import Trust
+from node.trust import Statements, Trust, encode_trust
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,10 @@ VERB = "trust"
 ROUND_S = 1.0
 ALONE_S = 5.0
 """A node that hears nobody asks around this often, as it redials: perhaps its keys are why."""
+STRANGERS_PAUSE_MAX_S = 64.0
 CALL_MAX_S = 3.0
+PATIENCE_MAX_S = 96.0
+"""The certificates of 100 hosts are 60 kB; whoever is not there at all is given up after the handshake's 5 s."""
 ROUND_CALLS_MAX = 8
 
 
@@ -55,6 +58,9 @@ class TrustFetch:
         self._seeds = [_Known(Address(seed.host, rpc_port), None) for seed in seeds]
         self._news = trio.Event()
         self._heard_stranger = False
+        self._strangers_pause_s = ROUND_S
+        self._strangers_from = 0.0
+        self._patience_s = CALL_MAX_S
         self._turn = 0
         self.fetched_total = 0
 
@@ -67,6 +73,17 @@ class TrustFetch:
         """A datagram came under a key that we do not have: perhaps the mesh has rotated its keys."""
         self._heard_stranger = True
         self._news.set()
+
+    def on_stranger(self) -> None:
+        """Something was signed by no CA that we trust: perhaps the mesh has rotated its CA.
+
+        Those who were left behind say such things for ever, so that we ask more and more seldom while nobody has news.
+        """
+        now = self._env.clock.monotonic()
+        if now >= self._strangers_from:
+            self._strangers_from = now + self._strangers_pause_s
+            self._strangers_pause_s = min(STRANGERS_PAUSE_MAX_S, 2 * self._strangers_pause_s)
+            self.on_unknown_key()
 
     async def run(self) -> None:
         """Ask as long as there is a reason, until cancelled."""
@@ -91,23 +108,27 @@ class TrustFetch:
 
     async def _ask(self, known: _Known) -> bool:
         try:
-            with trio.move_on_after(CALL_MAX_S):
-                body = msgspec.msgpack.encode(self._trust.orders)
+            with trio.move_on_after(self._patience_s) as limit:
+                body = encode_trust(self._trust.orders)
                 answer = await self._calls.call(known.address, VERB, body, expect=known.node_id)
-                ring, revocations = decode(answer, tuple[bytes, bytes])
-                if await self._trust.accept(ring, revocations):
+                said = decode(answer, Statements)
+                if await self._trust.accept(said.ring, said.revocations, said.authorities):
                     self.fetched_total += 1
+                    self._strangers_pause_s, self._patience_s = ROUND_S, CALL_MAX_S
                     return True
+            if limit.cancelled_caught:  # it may be there, and its answer large for this link
+                self._patience_s = min(PATIENCE_MAX_S, 2 * self._patience_s)
         except RelayMeshError as error:
-            log.info("cannot fetch keys and revocations from %s: %s", known.node_id or known.address, error)
+            log.info("cannot fetch what the CA said from %s: %s", known.node_id or known.address, error)
         return False
 
     def _ahead(self) -> list[_Known]:
-        ring, revocations = self._trust.ring.number, self._trust.revocations.number
+        trust = self._trust
+        ring, revocations, authorities = trust.ring.number, trust.revocations.number, trust.authorities.number
         return [
             _Known(member.rpc_address, member.node_id)
             for member in self._gossip.members.active_others()
-            if member.ring > ring or member.revocations > revocations
+            if member.ring > ring or member.revocations > revocations or member.authorities > authorities
         ]
 
     def _everybody(self) -> list[_Known]:

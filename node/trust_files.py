@@ -16,7 +16,8 @@ import msgspec
 
 from mesh.errors import ConfigError
 from mesh.revocations import RevokedEnrolment, parse_fingerprint, parse_serial
-from node.identity_files import FILE_BYTES_MAX, IssuedCertificate
+from node.identity_files import IssuedCertificate
+from node.small_files import FILE_BYTES_MAX
 
 _FINGERPRINT_WORDS = ("sha256", "fingerprint", "sha256fingerprint")
 _FINGERPRINT_DIGITS = 64

@@ -1,4 +1,4 @@
-"""X.509 certificates for TLS: the mesh's CA, and one leaf for each enrolment.
+"""X.509 certificates for TLS: the mesh's CAs, and one leaf for each enrolment.
 
 They say the same as the compact certificates of mesh/identity.py, under the same keys, in the form that TLS wants.
 All are valid from 1970 to 9999: a host without a clock chip starts in 1970, and trust ends by revocation.
@@ -7,6 +7,8 @@ All are valid from 1970 to 9999: a host without a clock chip starts in 1970, and
 from __future__ import annotations
 
 import datetime as dt
+import ssl
+from collections.abc import Iterable
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -28,6 +30,18 @@ def make_ca(key: Ed25519PrivateKey, *, name: str) -> str:
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_key_usage(signs_certificates=True), critical=True)
     return _pem(builder.sign(key, None))
+
+
+def make_cross(endorser_key: Ed25519PrivateKey, endorser_pem: str, public_key: Ed25519PublicKey) -> str:
+    """A CA's certificate by the CA before it, as PEM: "new with old" of RFC 4210, section 4.4.
+
+    All CAs of a mesh have one subject. So it counts as self-issued, and the path length 0 of the CA before allows it.
+    """
+    subject = x509.load_pem_x509_certificate(endorser_pem.encode()).subject
+    builder = _builder(subject, subject, public_key, endorser_key.public_key())
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_key_usage(signs_certificates=True), critical=True)
+    return _pem(builder.sign(endorser_key, None))
 
 
 def make_leaf(ca_key: Ed25519PrivateKey, ca_pem: str, *, public_key: Ed25519PublicKey, name: str, uri: str) -> str:
@@ -52,6 +66,12 @@ def ca_public_key(ca_pem: str) -> bytes:
     return key.public_bytes_raw()
 
 
+def check_ca(ca_pem: str, public_key: bytes) -> None:
+    """RecordError unless this is a CA certificate of ours for this key."""
+    if ca_public_key(ca_pem) != public_key:
+        raise RecordError("the CA certificate is not for the CA key")
+
+
 def check_leaf(ca_pem: str, leaf_pem: str, *, public_key: bytes, uri: str) -> None:
     """RecordError unless the CA issued this leaf for this key and this holder."""
     leaf = _load(leaf_pem)
@@ -71,6 +91,33 @@ def names_of(pem: str) -> tuple[str, str]:
     """A certificate's serial number and SHA-256 fingerprint, as `mesh.revocations` keeps them."""
     certificate = _load(pem)
     return f"{certificate.serial_number:x}", certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def signer_of(der: bytes, ca_public_keys: Iterable[bytes]) -> tuple[bytes, bytes]:
+    """A leaf's own key, and which of these CA keys signed it; that is empty when none did.
+
+    The names in it are not looked at: what counts is who could have made it.
+    """
+    leaf = x509.load_der_x509_certificate(der)
+    key = leaf.public_key()
+    own = key.public_bytes_raw() if isinstance(key, Ed25519PublicKey) else b""
+    for ca_public_key in ca_public_keys:
+        try:
+            Ed25519PublicKey.from_public_bytes(ca_public_key).verify(leaf.signature, leaf.tbs_certificate_bytes)
+        except (InvalidSignature, ValueError):
+            continue
+        return own, ca_public_key
+    return own, b""
+
+
+def pem_of(der: bytes) -> str:
+    """The same certificate as text, which may be none: it is looked at when it is used."""
+    return ssl.DER_cert_to_PEM_cert(der)
+
+
+def der_of(pem: str) -> bytes:
+    """The same certificate as bytes."""
+    return _load(pem).public_bytes(serialization.Encoding.DER)
 
 
 def subject_and_end(pem: str) -> tuple[str, str]:

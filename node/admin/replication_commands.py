@@ -10,6 +10,7 @@ from mesh.errors import ConfigError, RecordError
 from mesh.identity import Authority
 from mesh.version_vector import VersionVector
 from node.admin.arguments import Arguments
+from node.identity_files import authority_of
 from node.node import Node
 from node.replication import by_hand
 from node.replication.envelope import ROWS_MAX, Opened, open_envelope
@@ -23,7 +24,6 @@ class ReplicationCommands:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._authority = Authority(node.spec.identity.ca_public_key)
 
     def commands(self) -> dict[str, Callable[[Arguments], Awaitable[Any]]]:
         """Every command by its name."""
@@ -32,6 +32,10 @@ class ReplicationCommands:
             "replication-import": self._import,
             "replication-verify": self._verify,
         }
+
+    def _authority(self) -> Authority:
+        """Whom to believe: also a node that was revoked since it wrote an envelope."""
+        return authority_of(self._node.trust.authorities)
 
     async def _export(self, args: Arguments) -> dict[str, Any]:
         limit = args.whole("limit", 10_000, smallest=1, largest=ROWS_MAX // 10)
@@ -44,14 +48,14 @@ class ReplicationCommands:
         store, identity = self._node.store, self._node.spec.identity
         exported = await by_hand.export(store, identity, since, rows_max=limit, since_ms=since_ms)
         return {
-            **_summary(open_envelope(self._authority, exported.document)),
+            **_summary(open_envelope(self._authority(), exported.document)),
             "olderRows": exported.older,
             "more": exported.cut_off,
             "envelope": exported.document,
         }
 
     async def _import(self, args: Arguments) -> dict[str, Any]:
-        opened = open_envelope(self._authority, args.payload("envelope"))
+        opened = open_envelope(self._authority(), args.payload("envelope"))
         imported = await by_hand.import_opened(self._node.store, opened)
         return {
             **_summary(opened),
@@ -63,7 +67,7 @@ class ReplicationCommands:
         }
 
     async def _verify(self, args: Arguments) -> dict[str, Any]:
-        opened = open_envelope(self._authority, args.payload("envelope"))
+        opened = open_envelope(self._authority(), args.payload("envelope"))
         compared = await by_hand.compare(self._node.store, opened)
         return {
             **_summary(opened),

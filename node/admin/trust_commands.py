@@ -1,4 +1,4 @@
-"""Commands about what the CA said: the key ring and its next one, revocations, and this node's TLS."""
+"""Commands about what the CA said: the key ring and its next one, revocations, the CAs, and this node's TLS."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from mesh.authorities import ca_name
 from mesh.errors import ConfigError, ConflictError, NotFoundError
 from mesh.key_rotation import key_name
 from mesh.revocations import open_revocations
@@ -14,7 +17,7 @@ from node.admin.arguments import Arguments
 from node.config import NodeConfig
 from node.node import Node
 from node.reenrolment import Reenrolment
-from node.trust import TRUST_FILE, lagging
+from node.trust import TRUST_FILE, Statements, lagging
 
 
 class TrustCommands:
@@ -33,6 +36,8 @@ class TrustCommands:
             "mesh-keys-install": self._install_ring,
             "mesh-revocations": self._revocations,
             "mesh-revocations-install": self._install_revocations,
+            "mesh-ca": self._cas,
+            "mesh-ca-install": self._install_authorities,
             "mesh-install": self._install_enrolment,
             "tls-status": self._tls_status,
         }
@@ -88,11 +93,58 @@ class TrustCommands:
         """Enforce the CA's next list, and spread it."""
         node, statement = self._node, args.payload("statement")
         listed, said = open_revocations(node.authority, statement)
-        if said.order <= node.trust.orders[1]:
+        if said.order <= node.trust.orders.revocations:
             ours = node.trust.revocations.number
             raise ConflictError(f"revocations {ours} are in force here, and those given have number {listed.number}")
         await node.trust.accept(b"", statement)
         return await self._revocations(args)
+
+    # --- CAs ---
+
+    async def _cas(self, args: Arguments) -> dict[str, Any]:
+        """The CAs of this mesh, and who follows. `withStatement` gives what the mesh's own directory needs."""
+        trust, members = self._node.trust, self._node.gossip.members
+        authorities, others = trust.authorities, members.active_others()
+        signing = authorities.signing
+        details: dict[str, Any] = {}
+        if args.raw("withStatement") is True:
+            details["statement"] = trust.authorities_statement
+            details["certificates"] = [msgspec.msgpack.encode(member.certificate) for member in members.all()]
+        return {
+            "number": authorities.number,
+            "cas": [
+                {"ca": ca.name, "state": ca.state.value, "endorsedBy": ca_name(ca.endorser) if ca.endorser else None}
+                for ca in authorities.cas
+            ],
+            "members": [
+                {
+                    "nodeId": member.node_id,
+                    "status": member.status.value,
+                    "number": member.authorities,
+                    "certificateBy": ca_name(signer) if (signer := trust.signer_of(member)) else None,
+                }
+                for member in members.all()
+            ],
+            "lagging": [
+                member.node_id
+                for member in others
+                if member.authorities < authorities.number or trust.signer_of(member) != signing.public_key
+            ],
+            **details,
+        }
+
+    async def _install_authorities(self, args: Arguments) -> dict[str, Any]:
+        """Take in the CA's next list of CAs, with what has to come with it, and spread it."""
+        node = self._node
+        said = Statements(
+            args.payload("ring"),
+            args.payload("revocations"),
+            args.payload("statement"),
+        )
+        others = [member for member in node.gossip.members.all() if member is not node.gossip.members.own]
+        node.trust.check_next_authorities(said, others, force=args.raw("force") is True)
+        await node.trust.accept(said.ring, said.revocations, said.authorities)
+        return await self._cas(args)
 
     # --- TLS ---
 

@@ -1,7 +1,8 @@
 """TLS 1.3 with certificates of the mesh's own CA at both ends. No loop: the synchronous CLI client uses it too.
 
 Host names prove nothing here (edge hosts move, and have none), so they are not checked. What counts is the URI in the
-peer's certificate, `relaymesh:<cluster hex>/<role>/<name>/<enrolment>`, signed by the one CA that is trusted.
+peer's certificate, `relaymesh:<cluster hex>/<role>/<name>/<enrolment>`, signed by a CA of the mesh: who dials trusts
+those that sign by now, who is dialled also lets former ones through the handshake, and tells by which one a peer came.
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ class TlsMaterial:
     certificate_pem: str
     private_key_pem: str = field(repr=False)
     ca_pem: str
+    """The CAs that are trusted."""
+    chain_pem: str = ""
+    """Sent along with our certificate, for those who know a former CA of the mesh only."""
+    retired_pem: str = ""
+    """Former CAs. Who dials us by one of these is let through the handshake, to be judged by who may hold a stream."""
+    ca_public_keys: tuple[bytes, ...] = ()
+    """Of all of these CAs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +55,31 @@ class TlsContexts:
     cluster: bytes
     client: ssl.SSLContext
     server: ssl.SSLContext
+    ca_public_keys: tuple[bytes, ...]
 
 
 def make_contexts(material: TlsMaterial) -> TlsContexts:
     """Contexts for dialling and for listening; ConfigError when the PEM texts cannot be used."""
-    server = _context(ssl.PROTOCOL_TLS_SERVER, material)
+    server = _context(ssl.PROTOCOL_TLS_SERVER, material, material.ca_pem + material.retired_pem)
     # Tickets would be written after each handshake and never used: connections are kept instead.
     server.num_tickets = 0
-    return TlsContexts(material.cluster, client=client_context(material), server=server)
+    return TlsContexts(
+        material.cluster, client=client_context(material), server=server, ca_public_keys=material.ca_public_keys
+    )
 
 
 def client_context(material: TlsMaterial) -> ssl.SSLContext:
     """The context for dialling a peer; ConfigError when the PEM texts cannot be used."""
-    return _context(ssl.PROTOCOL_TLS_CLIENT, material)
+    return _context(ssl.PROTOCOL_TLS_CLIENT, material, material.ca_pem)
 
 
-def _context(protocol: int, material: TlsMaterial) -> ssl.SSLContext:
+def _context(protocol: int, material: TlsMaterial, trusted_pem: str) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
     try:
-        context.load_verify_locations(cadata=material.ca_pem)
+        context.load_verify_locations(cadata=trusted_pem)
         _load_own_certificate(context, material)
     except ssl.SSLError as error:
         raise ConfigError(
@@ -82,7 +93,7 @@ def _load_own_certificate(context: ssl.SSLContext, material: TlsMaterial) -> Non
     descriptor = os.memfd_create("relaymesh-tls")
     try:
         with open(descriptor, "wb", closefd=False) as file:
-            file.write(f"{material.private_key_pem}\n{material.certificate_pem}".encode())
+            file.write(f"{material.private_key_pem}\n{material.certificate_pem}\n{material.chain_pem}".encode())
         context.load_cert_chain(f"/proc/self/fd/{descriptor}")
     finally:
         os.close(descriptor)

@@ -13,7 +13,8 @@ import socket
 import ssl
 import struct
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -24,6 +25,7 @@ from node.datagrams import UdpSocket, bind_error, bind_udp
 from node.env import PeerIdentity, SecureStream
 from node.streams.local_socket import listening_local
 from node.streams.tls import PeerName, TlsContexts, failure_text, peer_name
+from node.x509_certificates import signer_of
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +152,11 @@ class TrioNet:
         stream = trio.SSLStream(transport, context, server_side=server_side)
         await stream.do_handshake()
         name = peer_name(stream.getpeercert(), self._contexts.cluster)
-        return TlsStream(stream, _identity(name, stream))
+        peer = _identity(name, stream, self._contexts.ca_public_keys)
+        if not server_side and not peer.ca_public_key:
+            # Whom we dial OpenSSL has followed to a trusted CA: it is of a later one, of which we have not heard.
+            peer = replace(peer, ca_public_key=None)
+        return TlsStream(stream, peer)
 
     async def serve(
         self,
@@ -253,12 +259,16 @@ class TrioNet:
             log.exception("a connection's handler failed; the server goes on")
 
 
-def _identity(name: PeerName, stream: trio.SSLStream[trio.SocketStream]) -> PeerIdentity:
-    """The peer with what revocations may name of its certificate."""
+def _identity(
+    name: PeerName, stream: trio.SSLStream[trio.SocketStream], ca_public_keys: Sequence[bytes]
+) -> PeerIdentity:
+    """The peer with what revocations may name of its certificate, and which CA it is of."""
     certificate = stream.getpeercert()
     der = stream.getpeercert(binary_form=True)
     serial = str(certificate["serialNumber"]).lower().lstrip("0") or "0"
-    return PeerIdentity(name.role, name.name, name.enrolment, serial, hashlib.sha256(der).hexdigest())
+    public_key, ca_public_key = signer_of(der, ca_public_keys)
+    fingerprint = hashlib.sha256(der).hexdigest()
+    return PeerIdentity(name.role, name.name, name.enrolment, serial, fingerprint, public_key, ca_public_key)
 
 
 def _peer_uid(transport: trio.SocketStream) -> int:

@@ -20,7 +20,6 @@ from mesh.errors import ConfigError, ConflictError
 from mesh.identity import Authority, Certificate, issue, verify
 from node import durable_files, identity_files
 from node.identity_files import (
-    FILE_BYTES_MAX,
     IDENTITY_FILE,
     create_mesh,
     enroll,
@@ -29,6 +28,7 @@ from node.identity_files import (
     load,
     read_enrolment,
 )
+from node.small_files import FILE_BYTES_MAX
 from node.streams.tls import make_contexts
 
 

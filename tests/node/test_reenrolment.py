@@ -19,7 +19,8 @@ async def test_a_revoked_enrolment_is_refused_before_anything_uses_it(tmp_path):
     identity_files.found(root, "node-a")
     file = tmp_path / "later.enrolment"
     (root / identity_files.IDENTITY_FILE).rename(file)
-    authority = Authority(identity_files.read_enrolment(file).identity().ca_public_key)
+    enrolment = identity_files.read_enrolment(file)
+    authority = Authority(enrolment.identity().ca_public_key)
     authority.refusal = lambda *_: "enrolment 1 of node-a was revoked"
 
     async def run(call):
@@ -30,7 +31,9 @@ async def test_a_revoked_enrolment_is_refused_before_anything_uses_it(tmp_path):
         env=SimpleNamespace(writer_thread=SimpleNamespace(run=run)),
         spec=SimpleNamespace(identity=SimpleNamespace(certificate=None)),
         authority=authority,
+        trust=None,
+        on_authorities=[],
     )
     with pytest.raises(ConfigError, match="was revoked"):
-        await Reenrolment(cast(Any, node), cast(Any, None), root).install(file)
+        await Reenrolment(cast(Any, node), cast(Any, None), root, enrolment).install(file)
     assert not (root / identity_files.IDENTITY_FILE).exists()

@@ -11,23 +11,35 @@ import ssl
 import stat
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from mesh.authorities import Reissued, add, promote, retire
 from mesh.errors import ConfigError, UnavailableError
 from mesh.ids import Address
 from node.env import PeerIdentity
-from node.identity_files import Enrolment, create_mesh, enroll
+from node.identity_files import Enrolment, create_mesh, enroll, tls_material
 from node.streams import rpc_messages, trio_net
 from node.streams.frames import LOCAL_CLUSTER
 from node.streams.framing import FramedStream
 from node.streams.local_socket import SOCKET_PATH_BYTES_MAX, connect_local
 from node.streams.rpc import RpcPool, RpcServer, Verb
-from node.streams.tls import client_context, make_contexts
+from node.streams.tls import client_context, make_contexts, san_uri
 from node.streams.trio_net import TrioNet
-from node.x509_certificates import names_of
+from node.x509_certificates import (
+    der_of,
+    load_private_key,
+    make_ca,
+    make_cross,
+    make_leaf,
+    names_of,
+    pem_of,
+    private_key_pem,
+)
 
 ANY_PORT = Address("127.0.0.2", 0)
 
@@ -494,3 +506,102 @@ async def test_ending_a_stream_waits_only_briefly_for_a_stalled_peer(enrolled, m
                 os.write(descriptor, bytes(65_536))
         with trio.fail_after(5):
             await stream.aclose()
+
+
+# --- when the mesh's CA is rotated ---
+
+
+class Rotated:
+    """The enrolments of one mesh, in the forms that TLS has before and after its CA was rotated twice."""
+
+    def __init__(self, directory: Path) -> None:
+        create_mesh(directory / "mesh")
+        self.a = enroll(directory / "mesh", node_id="node-a", out=directory / "a")
+        self.b = enroll(directory / "mesh", node_id="node-b", out=directory / "b")
+        self.lists = [self.a.authorities]
+        self.keys = [load_private_key((directory / "mesh" / "ca-key.pem").read_text())]
+        for _ in range(2):
+            self._rotate()
+
+    def _rotate(self) -> None:
+        key, former, now = Ed25519PrivateKey.generate(), self.keys[-1], self.lists[-1]
+        pem = make_ca(key, name=f"RelayMesh {self.a.cluster.hex()}")
+        cross = der_of(make_cross(former, pem_of(now.signing.root), key.public_key()))
+        added = add(now, former, key.public_key().public_bytes_raw(), root=der_of(pem), cross=cross)
+        reissued = [Reissued(each.certificate, self._leaf(each, key, pem)) for each in (self.a, self.b)]
+        self.keys.append(key)
+        self.lists.append(retire(promote(added, added.cas[-1].name, reissued), now.signing.name, reissued))
+
+    def _leaf(self, of: Enrolment, key: Ed25519PrivateKey, pem: str) -> bytes:
+        public_key = Ed25519PublicKey.from_public_bytes(of.certificate.public_key)
+        uri = san_uri(of.cluster, "node", of.name, of.enrolment)
+        return der_of(make_leaf(key, pem, public_key=public_key, name=of.name, uri=uri))
+
+    def net(self, enrolment: Enrolment, rotations: int) -> TrioNet:
+        """Of a node that knows of this many rotations."""
+        return TrioNet(make_contexts(tls_material(enrolment, self.lists[rotations])))
+
+    def ca(self, number: int) -> bytes:
+        return self.lists[-1].cas[number].public_key
+
+
+@pytest.fixture(scope="module")
+def rotated(tmp_path_factory: pytest.TempPathFactory) -> Rotated:
+    return Rotated(tmp_path_factory.mktemp("rotated"))
+
+
+async def who_came(rotated: Rotated, serving_knows: int, dialling_knows: int) -> tuple[PeerIdentity, PeerIdentity]:
+    """Whom the server saw, and whom the dialling side."""
+    seen: list[PeerIdentity] = []
+
+    async def note(stream) -> None:
+        seen.append(stream.peer)
+        await greet(stream)
+
+    async with serving(rotated.net(rotated.a, serving_knows), note) as address:
+        stream = await rotated.net(rotated.b, dialling_knows).connect(address)
+        with trio.fail_after(5):
+            assert (await stream.receive_some(1000)).startswith(b"node node-b 1;")
+        await stream.aclose()
+    return seen[0], stream.peer
+
+
+async def test_who_missed_every_rotation_reaches_who_did_not_and_is_known_by_its_former_ca(rotated):
+    served, dialled = await who_came(rotated, serving_knows=2, dialling_knows=0)
+    assert (served.ca_public_key, served.public_key) == (rotated.ca(0), rotated.b.certificate.public_key)
+    assert dialled.ca_public_key is None  # the chain says that it holds; which CA it is of is not known yet
+    served, dialled = await who_came(rotated, serving_knows=2, dialling_knows=1)
+    assert (served.ca_public_key, dialled.ca_public_key) == (rotated.ca(1), None)
+    served, dialled = await who_came(rotated, serving_knows=2, dialling_knows=2)
+    assert (served.ca_public_key, dialled.ca_public_key) == (rotated.ca(2), rotated.ca(2))
+
+
+async def test_a_server_that_is_behind_says_that_it_does_not_know_the_ca(rotated):
+    assert (await who_came(rotated, serving_knows=0, dialling_knows=0))[0].ca_public_key == rotated.ca(0)
+    async with serving(rotated.net(rotated.a, 1)) as address:
+        with pytest.raises(UnavailableError, match="certificate refused"):  # we follow no retired CA of others
+            await rotated.net(rotated.b, 2).connect(address)
+
+
+async def test_a_chain_that_a_retired_ca_vouches_for_proves_nothing(rotated):
+    # With the first CA's key one can make a CA, and with that a leaf: OpenSSL follows both to a root it was given.
+    mine, key = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    chain = make_cross(rotated.keys[0], pem_of(rotated.lists[0].signing.root), mine.public_key())
+    uri = san_uri(rotated.a.cluster, "node", "node-b", 1)
+    leaf = make_leaf(mine, chain, public_key=key.public_key(), name="node-b", uri=uri)
+    known = tls_material(rotated.b, rotated.lists[2])
+    forged = replace(known, certificate_pem=leaf, private_key_pem=private_key_pem(key), chain_pem=chain)
+    seen: list[PeerIdentity] = []
+
+    async def note(stream) -> None:
+        seen.append(stream.peer)
+
+    async with serving(rotated.net(rotated.a, 2), note) as address:
+        stream = await TrioNet(make_contexts(forged)).connect(address)
+        await until(lambda: seen)
+        await stream.aclose()
+        assert seen[0].ca_public_key == b""  # of no CA that is known: refused where anything was retired
+        assert seen[0].public_key == key.public_key().public_bytes_raw()
+    async with serving(TrioNet(make_contexts(forged)), note) as address:
+        with pytest.raises(UnavailableError, match="certificate refused"):
+            await rotated.net(rotated.a, 2).connect(address)

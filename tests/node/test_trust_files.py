@@ -7,6 +7,7 @@ import pytest
 from mesh.errors import ConfigError
 from mesh.revocations import RevokedEnrolment
 from node.identity_files import IssuedCertificate, create_mesh, enroll, opened_mesh
+from node.small_files import FILE_BYTES_MAX
 from node.trust_files import CertificateNames, certificate_names, enrolments_of, read_revocation_file, template
 from node.x509_certificates import names_of
 
@@ -37,7 +38,7 @@ def test_a_template_reads_back():
         (b'{"serials": []}', "is no revocation file"),
         (b'{"serialNumbers": ', "is no revocation file"),
         (b"\xff\xff\xff", "neither UTF-8 nor UTF-16"),
-        (bytes(1 << 21), "larger than"),
+        (bytes(FILE_BYTES_MAX + 1), "larger than"),
     ],
 )
 def test_a_file_with_one_bad_entry_is_refused_in_one_line(tmp_path, text, complaint):
