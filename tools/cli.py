@@ -28,6 +28,7 @@ from mesh.protocol import this_release
 from node.streams.rpc_messages import error_code
 from tools import (
     bootstrap_commands,
+    ca_commands,
     chaos_commands,
     garbage_commands,
     mesh_commands,
@@ -201,6 +202,7 @@ node_commands.register(app)
 garbage_commands.register(app)
 upgrade_commands.register(app)
 trust_commands.register(app, mesh_commands.mesh_app)
+ca_commands.register(mesh_commands.mesh_app)
 replication_commands.register(app)
 schema_commands.register(app)
 bootstrap_commands.register(app)

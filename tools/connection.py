@@ -23,7 +23,7 @@ PEERS_MAX = 16
 _REPEATABLE = (
     *("submit", "submit-workflow", "task", "tasks", "workflow", "result", "wait", "cancel", "explain", "logs"),
     *("agents", "members", "mesh-summary", "health", "stats", "metrics"),
-    *("mesh-keys", "mesh-revocations", "tls-status"),
+    *("mesh-keys", "mesh-revocations", "mesh-ca", "tls-status"),
     *("ownership-events", "lease-conflicts", "cluster-state"),
 )
 

@@ -26,9 +26,13 @@ MeshOption = Annotated[
     typer.Option("--mesh", metavar="DIR", help="Directory made by `relaymesh mesh create`. [default: ROOT/mesh]"),
 ]
 ForceOption = Annotated[
-    bool, typer.Option("--force", help="Leave nodes behind that have not the present ring; asks for their names.")
+    bool, typer.Option("--force", help="Leave nodes behind that are not ready for this; asks for their names.")
 ]
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="Eight characters, as `mesh keys list` shows them.")]
+
+RING_CONSEQUENCE = (
+    "may open nobody's packets after this, until it has fetched the ring over a stream by its certificate"
+)
 
 keys_app = typer.Typer(
     no_args_is_help=False,
@@ -115,7 +119,7 @@ def _change_ring(
     from mesh.key_rotation import open_ring, sign_ring
     from node.identity_files import opened_mesh, store_ring
 
-    mesh_dir = _mesh_dir(session, mesh)
+    mesh_dir = mesh_dir_of(session, mesh)
     with opened_mesh(mesh_dir) as directory:
         shown = session.ask("mesh-keys", withStatement=True)
         ring = directory.ring
@@ -126,7 +130,7 @@ def _change_ring(
         if shown["statement"]:
             ring, _ = open_ring(directory.authority, shown["statement"])
         if force:
-            _confirm_leaving(shown["lagging"])
+            confirm_leaving(shown["lagging"])
         following = change(ring)
         statement = sign_ring(directory.ca_key, directory.authority.cluster, following)
         answer = session.ask("mesh-keys-install", statement=statement, force=force or None)
@@ -135,13 +139,13 @@ def _change_ring(
     return EXIT_OK
 
 
-def _confirm_leaving(lagging: list[str]) -> None:
+def confirm_leaving(lagging: list[str], consequence: str = RING_CONSEQUENCE) -> None:
+    """Go on only after the names of those who are left behind were typed; ConfigError otherwise."""
     if not lagging:
         return
     names = ",".join(lagging)
     typed = typer.prompt(
-        f"{names} may open nobody's packets after this, until it has fetched the ring over a stream by its "
-        "certificate; others take over its work meanwhile. Type its name to go on",
+        f"{names} {consequence}; others take over its work meanwhile. Type its name to go on",
         err=True,
     )
     if typed.strip() != names:
@@ -193,7 +197,7 @@ def _revoke(
     names = _certificate_names(serial, fingerprint, file)
     if node is None and operator is None and not names:
         raise ConfigError("name what to revoke: NODE, --operator NAME, --serial, --fingerprint or --file")
-    mesh_dir = _mesh_dir(session, mesh)
+    mesh_dir = mesh_dir_of(session, mesh)
     with opened_mesh(mesh_dir) as directory:
         enrolments = enrolments_of(names, directory.issued)
         for role, name in (("node", node), ("operator", operator)):
@@ -320,7 +324,8 @@ def _words(text: str | None) -> list[str]:
     return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
-def _mesh_dir(session: Session, given: Path | None) -> Path:
+def mesh_dir_of(session: Session, given: Path | None) -> Path:
+    """Where the CA key lies: what was given, or what the node of this host founded. ConfigError when neither is."""
     from node.identity_files import FOUNDED_MESH
 
     if given is not None:
