@@ -27,7 +27,10 @@ if TYPE_CHECKING:  # they bring in the cryptography library, which a command lin
 
 CaArgument = Annotated[str, typer.Argument(metavar="CA", help="Eight characters, as `mesh ca list` shows them.")]
 
-_CONSEQUENCE = "may believe nobody after this, and nobody it, until it has fetched its new certificate over a stream"
+_CONSEQUENCE = (
+    "may believe nobody after this, and nobody it, until it has fetched its new certificate over a stream, or was "
+    "enrolled anew if there is none for it"
+)
 
 ca_app = typer.Typer(
     no_args_is_help=False, rich_markup_mode=None, help="Rotate the mesh's CA: add, promote, retire the former one."
@@ -131,6 +134,8 @@ class _Asked:
     current: Authorities
     certificates: list[bytes]
     lagging: list[str]
+    members: list[str]
+    """Who may come back: all that have not left for good."""
 
 
 def _ask(session: Session, directory: MeshDirectory) -> _Asked:
@@ -145,7 +150,8 @@ def _ask(session: Session, directory: MeshDirectory) -> _Asked:
         )
     if shown["statement"]:
         current, _ = open_authorities(current, directory.authority.cluster, shown["statement"])
-    return _Asked(current, shown["certificates"], shown["lagging"])
+    members = [each["nodeId"] for each in shown["members"] if each["status"] != "LEFT"]
+    return _Asked(current, shown["certificates"], shown["lagging"], members)
 
 
 def _change(
@@ -171,7 +177,9 @@ def _change(
         statement = sign_authorities(key, directory.authority.cluster, change(asked.current, made.reissued))
         again = _said_again(session, asked.current, directory.authority.cluster, key)
         if force:
-            confirm_leaving(asked.lagging, _CONSEQUENCE)
+            covered = {each.certificate.name for each in made.reissued}
+            left_out = (name for name in asked.members if name not in covered)
+            confirm_leaving(sorted({*asked.lagging, *left_out}), _CONSEQUENCE)
         answer = session.ask("mesh-ca-install", statement=statement, force=force or None, **again.statements())
         # Last what says which CAs are trusted: what is stored before holds by the former list and by this one.
         again.store(mesh_dir)

@@ -1,6 +1,7 @@
 """The mesh's CA is rotated while real nodes run and one is switched off; nobody restarts, and nobody is cut off."""
 
 import json
+import shutil
 import socket
 import ssl
 from dataclasses import replace
@@ -174,7 +175,27 @@ def test_a_node_that_was_off_through_two_rotations_comes_back_and_the_stolen_key
     cluster.start("c")
     wait_all_under(mesh, fourth)
 
+    # A later enrolment comes into use while its node runs, as ever.
+    again = tmp_path / "c-again"
+    enroll(directory, node_id="c", out=again)
+    before = cluster.admin("c", "tls-status")["serverCertSerialHex"]
+    ran = relaymesh("--root", cluster.nodes["c"].root, "mesh", "install", again)
+    assert ran.returncode == 0, ran.stderr
+    wait_all_under(mesh, fourth)
+    assert before != cluster.admin("c", "tls-status")["serverCertSerialHex"] == serial_of(mesh, again, "c")
+    for asked in ("a", "b"):
+        cluster.wait_answer(
+            asked,
+            "members",
+            lambda members: {each["nodeId"]: each["enrolment"] for each in members}["c"] == 2,
+            5,
+            f"{asked} knows the later enrolment of c",
+        )
+        assert "was followed by 2" in (refusal(with_file(mesh, cluster.enrolment("c"), asked)) or "")
+        assert refusal(with_file(mesh, again, asked)) is None
+
     # Restarts forget nothing.
+    shutil.copy(again, cluster.enrolment("c"))
     cluster.restart("c")
     cluster.restart("a")
     mesh.wait_members(15, a="ALIVE", b="ALIVE", c="ALIVE")

@@ -24,6 +24,7 @@ class Follower:
         self.statement = self.ring = self.revocations = b""
         self.certificates = [msgspec.msgpack.encode(each.certificate) for each in shown]
         self.lagging: list[str] = []
+        self.members: list[dict] = []
         self.error = None
 
     @property
@@ -34,7 +35,7 @@ class Follower:
         return {
             "number": self.authorities.number,
             "cas": [{"ca": ca.name, "state": ca.state.value, "endorsedBy": None} for ca in self.authorities.cas],
-            "members": [],
+            "members": self.members,
             "lagging": self.lagging,
             "statement": self.statement,
             "certificates": self.certificates,
@@ -170,6 +171,15 @@ def test_a_member_that_lags_is_named_and_left_behind_only_by_its_typed_name(ca, 
     assert (mistyped.code, node.authorities.number) == (2, 1)
     assert ca("promote", new, "--force", stdin=b"node-x\n").code == 0
     assert node.authorities.number == 2
+
+
+def test_a_member_that_gets_no_certificate_is_left_behind_by_its_typed_name_too(ca, node):
+    ca("add")
+    new = node.authorities.cas[-1].name
+    node.members = [{"nodeId": name, "status": status} for name, status in (("node-b", "ALIVE"), ("rogue", "DEAD"))]
+    node.members.append({"nodeId": "gone", "status": "LEFT"})
+    assert ca("promote", new, "--force", stdin=b"node-b\n").code == 2
+    assert ca("promote", new, "--force", stdin=b"rogue\n").code == 0
 
 
 def test_whose_key_nobody_knows_is_named(ca, node, mesh_dir, tmp_path):
