@@ -12,7 +12,6 @@ from functools import partial
 import msgspec
 import trio
 
-from mesh.authorities import ca_name
 from mesh.bundles import Bundle, open_bundle
 from mesh.ca_statements import NOTHING_SAID
 from mesh.effective import EffectiveState
@@ -40,6 +39,7 @@ from node.replication.snapshot import SnapshotDonor
 from node.replication.stability_rounds import StabilityRounds, serve_vector
 from node.roster import Roster
 from node.settings import Settings
+from node.standing import Standing
 from node.storage.backup import RESTORED_META
 from node.storage.database import DamagedError
 from node.storage.migrate import Migration
@@ -137,7 +137,8 @@ class Node:
         """Called when the CAs that are trusted have changed, and once before this node says anything."""
         self._authorities_in_use = NOTHING_SAID
         self._distrusted: str | None = None
-        self.guard = StreamGuard(self._stream_refusal)
+        self.standing = Standing(self.trust, self.authority, lambda name: self.gossip.members.get(name))
+        self.guard = StreamGuard(self.standing.stream_refusal)
         dialler = GuardedDialler(env.net, self.guard)
         cluster = spec.identity.certificate.cluster
         self.calls = RpcPool(dialler, cluster, speaks=self.speaks)
@@ -228,7 +229,7 @@ class Node:
         spec, env = self.spec, self.env
         await self.trust.open()
         self._follow_authorities()
-        distrusted = self._own_complaint()
+        distrusted = self.standing.complaint(self.spec.identity)
         if distrusted is not None:
             raise ConfigError(f"this node has no part in its mesh any more: {distrusted}. Enroll this host anew")
         spec = self.spec
@@ -446,7 +447,7 @@ class Node:
         if renewed is not None:
             self.push.adopt(renewed)
         self._standing_news.set()
-        before, self._distrusted = self._distrusted, self._own_complaint()
+        before, self._distrusted = self._distrusted, self.standing.complaint(self.spec.identity)
         if self._distrusted is not None:
             log.error("nothing new is started here: %s", self._distrusted)
         if self._distrusted != before:
@@ -462,14 +463,6 @@ class Node:
             )
         )
 
-    def _own_complaint(self) -> str | None:
-        """Why our own certificate does not hold; None when it does."""
-        try:
-            self.authority.check(self.spec.identity.certificate)
-        except RecordError as error:
-            return str(error)
-        return None
-
     def _follow_authorities(self) -> Identity | None:
         """Take the CA's newest list into use; our identity by the certificate that it holds for us, if that is new."""
         order, identity = self.trust.orders.authorities, self.spec.identity
@@ -478,22 +471,9 @@ class Node:
         self._authorities_in_use = order
         for tell in self.on_authorities:
             tell()
-        renewed = self._renewed(identity)
+        renewed = self.standing.renewed(identity)
         self.spec = dataclasses.replace(self.spec, identity=renewed)
         return None if renewed is identity else renewed
-
-    def _renewed(self, identity: Identity) -> Identity:
-        """The same identity by the certificate that the signing CA has issued for it, if there is one."""
-        reissued = self.trust.authorities.reissued_for(identity.certificate)
-        if reissued is None or reissued.certificate == identity.certificate:
-            return identity
-        try:
-            self.authority.check(reissued.certificate)
-        except RecordError as error:
-            log.error("the CA's new certificate for this node is not used: %s", error)
-            return identity
-        log.info("the certificate by CA %s is in use", self.trust.authorities.signing.name)
-        return dataclasses.replace(identity, certificate=reissued.certificate)
 
     def adopt(self, identity: Identity, tls_certificate: str) -> None:
         """Be known by a later enrolment from now on. The network must prove it already.
@@ -501,7 +481,7 @@ class Node:
         RecordError, with nothing changed, when it does not hold any more.
         """
         self.authority.check(identity.certificate)
-        identity = self._renewed(identity)
+        identity = self.standing.renewed(identity)
         self.spec = dataclasses.replace(self.spec, identity=identity)
         self.note_tls(tls_certificate)
         self.push.adopt(identity)
@@ -514,32 +494,6 @@ class Node:
         """Streams prove this node by this certificate (PEM) from now on."""
         self.spec = dataclasses.replace(self.spec, tls_certificate=certificate)
         self.tls_loaded_at_ms = int(self.env.clock.wall() * 1000)
-
-    def _stream_refusal(self, peer: PeerIdentity) -> str | None:
-        """Why a peer may hold no stream: revoked, of a retired CA, or a later enrolment of its name is a member."""
-        revoked = self.trust.revocations.refusal(peer.role, peer.name, peer.enrolment)
-        revoked = revoked or self.trust.revocations.refusal_of_tls(peer.serial, peer.fingerprint)
-        revoked = revoked or self._ca_refusal(peer)
-        member = self.gossip.members.get(peer.name) if peer.role == "node" else None
-        if revoked is None and member is not None and 0 < peer.enrolment < member.certificate.enrolment:
-            return f"enrolment {peer.enrolment} of {peer.name} was followed by {member.certificate.enrolment}: use that"
-        return revoked
-
-    def _ca_refusal(self, peer: PeerIdentity) -> str | None:
-        """Why the CA of a peer's TLS certificate does not do.
-
-        Of who dials us OpenSSL has found a chain to one of our CAs, the retired ones among them. So while there are
-        such, a certificate of a CA that is not known here may be a thief's as well as of a later one.
-        """
-        authorities, ca = self.trust.authorities, peer.ca_public_key
-        if ca is None or ca in authorities.trusted or (not ca and not authorities.retired):
-            return None
-        if self.authority.vouches_for((peer.role, peer.name, peer.enrolment, peer.public_key)):
-            return None
-        if not ca:
-            self.trust_fetch.on_stranger()
-            return f"the certificate of {peer.name} is of a CA that is not known here"
-        return f"the certificate of {peer.name} is of CA {ca_name(ca)}, which was retired: enroll {peer.name} anew"
 
     def _on_member_changed(self, change: MemberChanged) -> None:
         self.trust_fetch.look()

@@ -71,8 +71,8 @@ class Reenrolment:
         if enrolment.certificate == before:
             raise ConflictError(f"{file} is what this node uses already: enroll {before.name} anew")
         await run(partial(identity_files.install, self._root, file))
-        self._enrolment = enrolment
         await trust.accept(*statements)
+        self._enrolment = enrolment
         self._follow_authorities()
         self._node.adopt(enrolment.identity(), self._node.spec.tls_certificate)
         log.info("enrolment %d is in use, after %d", enrolment.enrolment, before.enrolment)

@@ -50,7 +50,7 @@ def assert_equal_replicas(mesh, *nodes: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_releases_are_one_mesh_and_a_node_goes_to_the_new_one_and_back(make_mesh, last_release):
+def test_two_releases_are_one_mesh_and_a_node_goes_to_the_new_one_and_back(make_mesh, last_release, relaymesh):
     with make_mesh("old", "new", start=False) as mesh:
         mesh.cluster.releases = {"old": last_release}
         mesh.cluster.start()
@@ -66,6 +66,18 @@ def test_two_releases_are_one_mesh_and_a_node_goes_to_the_new_one_and_back(make_
         assert (seen["new"]["protocol"], seen["old"]["protocolProblem"]) == (f"{OLDEST} to {NEWEST}", None)
         version = mesh.cluster.admin("new", "version")
         assert (version["protocolOfAll"], version["schemaVersion"]) == (1, load_migrations()[-1].version)
+
+        # A new CA means nothing to the old release, which keeps its part in the mesh, and keeps that CA from signing.
+        ca = ("--root", mesh.cluster.nodes["new"].root, "--json", "mesh", "ca")
+        added = relaymesh(*ca, "add", "--mesh", mesh.cluster.mesh_directory)
+        assert added.returncode == 0, added.stderr
+        name = json.loads(added.stdout)["cas"][-1]["ca"]
+        refused = relaymesh(*ca, "promote", name, "--mesh", mesh.cluster.mesh_directory)
+        assert refused.returncode == 4
+        assert "not followed yet by old" in refused.stderr
+        crossed += [submit_for(mesh, "old", "new"), submit_for(mesh, "new", "old")]
+        for task_id in crossed[-2:]:
+            mesh.wait_everywhere(task_id, "SUCCESS")
 
         mesh.cluster.terminate("old")
         del mesh.cluster.releases["old"]

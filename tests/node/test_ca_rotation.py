@@ -136,7 +136,7 @@ async def test_a_stream_counts_by_who_signed_for_it_or_has_signed_the_same_since
     first = world.mesh.ca_public_key
 
     def refused(public_key: bytes = key, ca: bytes | None = first, name: str = "b") -> str:
-        return a.node._stream_refusal(PeerIdentity("node", name, 1, "", "", public_key, ca)) or ""
+        return a.node.standing.stream_refusal(PeerIdentity("node", name, 1, "", "", public_key, ca)) or ""
 
     assert refused() == refused(name="x") == refused(ca=b"") == ""  # TLS has followed it to the only CA
     await rotate(world, directory, "a", "b")
