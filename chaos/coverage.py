@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from chaos.observations import (
+    CaListInstalled,
     ClientAnswered,
     Committed,
     DatabaseReplaced,
@@ -85,6 +86,8 @@ POINTS: Mapping[str, str] = {
     "vector-gap": "a replica had seen a later version of an origin before an earlier one",
     "key-promoted": "a node began to seal with another key",
     "returned-by-certificate": "a node that no member could have opened a packet of fetched the keys of the mesh",
+    "ca-promoted": "a node began to follow another signing CA",
+    "returned-to-another-ca": "a node that had missed a whole rotation of the CA followed it",
     "old-work-after-restart": "a node went on, after a restart, with what it had owned before",
 }
 """Name and meaning of every point."""
@@ -94,6 +97,8 @@ RARE = frozenset(
         "released",
         "replayed-twice",
         "returned-by-certificate",
+        "ca-promoted",
+        "returned-to-another-ca",
         "start-refused",
         "copied-whole",
         "origins-collapsed",
@@ -116,6 +121,7 @@ _OF_HISTORY = {
     "replayed": "replayed",
 }
 _FAILING_WITHIN_MS = 3_000.0
+_ROTATION_LISTS = 3  # one adds, one promotes, one retires
 
 
 class Coverage:
@@ -138,9 +144,11 @@ class Coverage:
         self._failing: dict[str, dict[str, float]] = {}
         self._members: dict[str, dict[str, None]] = {}
         self._rings: dict[str, RingInstalled] = {}
+        self._ca_lists: dict[str, CaListInstalled] = {}
         self._hearers: Mapping[type[Seen], Callable[[Any], Iterator[str]]] = {
             MemberSeen: self._member,
             RingInstalled: self._ring,
+            CaListInstalled: self._ca_list,
             HostStarted: self._started,
             HostEnded: self._host_ended,
             DatabaseReplaced: self._replaced,
@@ -189,6 +197,14 @@ class Coverage:
             yield "key-promoted"
             if before.primary not in seen.keys and seen.primary not in before.keys:
                 yield "returned-by-certificate"
+
+    def _ca_list(self, seen: CaListInstalled) -> Iterator[str]:
+        before = self._ca_lists.get(seen.host)
+        self._ca_lists[seen.host] = seen
+        if before is not None and before.signing != seen.signing and before.number < seen.number:
+            yield "ca-promoted"
+            if seen.number - before.number >= _ROTATION_LISTS:
+                yield "returned-to-another-ca"
 
     # --- processes ---
 

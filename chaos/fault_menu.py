@@ -373,6 +373,13 @@ MENU: Mapping[str, FaultKind] = {
         longest_s=0,
         options={"rotations": Option(default=1, about="one after another", lowest=1, highest=10)},
     ),
+    "ca-rotation": FaultKind(
+        about="an operator rotates the mesh's CA through a node: adds one, promotes it, and retires the former one",
+        hits="node",
+        weight=0,
+        longest_s=0,
+        options={"rotations": Option(default=1, about="one after another", lowest=1, highest=10)},
+    ),
     # --- what later defences answer to ---
     "long-absence": FaultKind(
         about="a node returns after its peers deleted what had ended, gave it up, and forgot both",

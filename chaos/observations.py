@@ -145,6 +145,25 @@ class RingAccepted(Seen):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CaListInstalled(Seen):
+    """A node follows this list of the mesh's CAs from now on; also told at each start of one."""
+
+    number: int
+    signing: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaListAccepted(Seen):
+    """A node took the operator's next list of CAs in. `active` are those whom it held for ALIVE or SUSPECT."""
+
+    number: int
+    signing: str
+    active: tuple[str, ...]
+    added: bool
+    """It has one CA more than the list before, and is like it otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RumorRepeated(Seen):
     """What is above the membership of `host` was handed a rumor that this process had been handed before."""
 

@@ -357,6 +357,12 @@ async def _key_rotation(world: World, fault: Fault) -> None:
         await world.key_operator.rotate(host)
 
 
+async def _ca_rotation(world: World, fault: Fault) -> None:
+    (host,) = _hosts(world, fault)
+    for _ in range(int(_number(fault, "rotations"))):
+        await world.ca_operator.rotate(host)
+
+
 PLAYERS: Mapping[str, Player] = {
     "loss": partial(_change_lines, lambda fault, pairs: Overlay(pairs=pairs, loss=_number(fault, "share"))),
     "duplicate": partial(_change_lines, lambda fault, pairs: Overlay(pairs=pairs, duplicate=_number(fault, "share"))),
@@ -405,4 +411,5 @@ PLAYERS: Mapping[str, Player] = {
     "epoch-bump": _epoch_bump,
     "poison-row": poison_row,
     "key-rotation": _key_rotation,
+    "ca-rotation": _ca_rotation,
 }

@@ -20,6 +20,7 @@ import msgspec
 import trio
 
 from chaos.observations import (
+    CaListInstalled,
     Committed,
     DatabaseReplaced,
     HostEnded,
@@ -325,7 +326,7 @@ class Host:
         node.loop.on_member_changed.append(
             lambda change: self.world.tell(MemberSeen(at_ms=self.world.now_ms(), host=self.name, change=change))
         )
-        node.trust.on_changed.append(lambda: self._tell_ring(node))
+        node.trust.on_changed.append(lambda: self._tell_trust(node))
         node.loop.on_rumor = self._noting_repetitions(node.loop.on_rumor)
         self.world.tell(
             HostStarted(
@@ -337,9 +338,9 @@ class Host:
                 members={member.node_id: member.status.value for member in node.gossip.members.all()},
             )
         )
-        self._tell_ring(node)
+        self._tell_trust(node)
 
-    def _tell_ring(self, node: Node) -> None:
+    def _tell_trust(self, node: Node) -> None:
         ring = node.trust.ring
         names = {key.key_id: key_name(key.key_id) for key in ring}
         self.world.tell(
@@ -349,6 +350,15 @@ class Host:
                 number=ring.number,
                 primary=names[ring.primary.key_id],
                 keys=tuple(names.values()),
+            )
+        )
+        authorities = node.trust.authorities
+        self.world.tell(
+            CaListInstalled(
+                at_ms=self.world.now_ms(),
+                host=self.name,
+                number=authorities.number,
+                signing=authorities.signing.name,
             )
         )
 

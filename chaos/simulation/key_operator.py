@@ -1,8 +1,6 @@
 """The operator who rotates the gossip keys of a simulated mesh, as `relaymesh mesh keys` does on a real one.
 
-He holds the CA key, talks to one node as long as it answers and then to another, takes a refusal for "try again", and
-believes the mesh before his own notes. The day of grace before a key is removed passes in no time: what may go wrong
-then does so sooner.
+The day of grace before a key is removed passes in no time: what may go wrong then does so sooner.
 """
 
 from __future__ import annotations
@@ -13,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from chaos.observations import RingAccepted
+from chaos.simulation.directory_holder import CALL_S, DirectoryHolder
 from mesh import key_rotation
 from mesh.ca_statements import Statement
-from mesh.errors import ConflictError, RelayMeshError
-from mesh.identity import Authority
+from mesh.errors import ConflictError
 from mesh.key_rotation import GRACE_MS, open_ring, sign_ring
 from mesh.sealing import SECRET_BYTES, KeyRing
 
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
     from chaos.simulation.host import Host
     from chaos.simulation.world import World
 
-CALL_S = 3.0
-AGAIN_S = 0.5
 ROTATION_MAX_S = 25.0
 """After this he gives up, whatever was reached: a mesh that he cannot reach needs no new keys."""
 
@@ -35,19 +31,17 @@ class KeyOperator:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._authority = Authority(world.credentials.ca_public_key)
+        self._cas = world.ca_operator
+        self._holder = DirectoryHolder(world, "key operator")
         self._ring: KeyRing = world.credentials.ring
         self._said: Statement | None = None
-        self._draws = world.stream("key operator")
-        self._busy = trio.Lock()
-        self._host: Host | None = None
 
     async def rotate(self, host: Host) -> None:
         """Add a key, promote it, and take the former one away in two steps; through this node while it answers."""
-        async with self._busy:
-            self._host = host
+        async with self._cas.busy:
+            self._holder.host = host
             with trio.move_on_after(ROTATION_MAX_S):
-                secret, former = self._draws.randbytes(SECRET_BYTES), self._ring.primary.key_id
+                secret, former = self._holder.draws.randbytes(SECRET_BYTES), self._ring.primary.key_id
                 await self._reach(lambda ring: key_rotation.add(ring, secret))
                 await self._reach(lambda ring: key_rotation.promote(ring, ring.keys()[-1].key_id))
                 await self._reach(lambda ring: key_rotation.retire(ring, former, 0))
@@ -56,15 +50,11 @@ class KeyOperator:
     async def _reach(self, change: Callable[[KeyRing], KeyRing]) -> None:
         """Bring the mesh one ring further."""
         wanted = self._ring.number + 1
-        while self._ring.number < wanted:
-            host = self._someone()
-            try:
-                await self._ask_for_next(host, wanted, change)
-            except ConflictError:
-                await trio.sleep(AGAIN_S)
-            except (RelayMeshError, TimeoutError):
-                self._host = None  # it is down or cannot store anything: another one, then
-                await trio.sleep(AGAIN_S)
+
+        async def ask(host: Host) -> None:
+            await self._ask_for_next(host, wanted, change)
+
+        await self._holder.reach(lambda: self._ring.number >= wanted, ask)
 
     async def _ask_for_next(self, host: Host, wanted: int, change: Callable[[KeyRing], KeyRing]) -> None:
         shown = await host.call("mesh-keys", {"withStatement": True}, CALL_S)
@@ -74,13 +64,13 @@ class KeyOperator:
             return  # what was asked for before has happened after all
         if shown["ring"] < self._ring.number:
             raise ConflictError("this node is behind")
-        statement = sign_ring(self._world.credentials.ca_key, self._authority.cluster, change(self._ring))
+        statement = sign_ring(self._cas.signing_key, self._cas.authority.cluster, change(self._ring))
         answer = await host.call("mesh-keys-install", {"statement": statement}, CALL_S)
         self._tell(host, answer)
         self._believe(statement)
 
     def _believe(self, raw: bytes) -> None:
-        ring, said = open_ring(self._authority, raw)
+        ring, said = open_ring(self._cas.authority, raw)
         if self._said is None or said.order > self._said.order:
             self._ring, self._said = ring, said
 
@@ -97,9 +87,3 @@ class KeyOperator:
                 grown=grown,
             )
         )
-
-    def _someone(self) -> Host:
-        running = self._world.running()
-        if self._host is None or self._host not in running:
-            self._host = self._draws.choice(running or list(self._world.hosts.values()))
-        return self._host

@@ -15,6 +15,7 @@ import trio
 from chaos.observations import Logged, Seen
 from chaos.scenario import Scenario
 from chaos.simulation import seeds
+from chaos.simulation.ca_operator import CaOperator
 from chaos.simulation.credentials import Credentials
 from chaos.simulation.datagrams import DatagramNetwork
 from chaos.simulation.event_heap import EventHeap
@@ -66,6 +67,7 @@ class World:
         self.datagrams = DatagramNetwork(heap, self.links, fingerprint)
         self.streams = StreamNetwork(heap, self.links, fingerprint)
         self.credentials = Credentials(seed)
+        self.ca_operator = CaOperator(self)
         self.key_operator = KeyOperator(self)
         self.sink = Sink()
         self.watchers: list[Callable[[Seen], None]] = []

@@ -8,6 +8,7 @@ import pytest
 
 from chaos.coverage import POINTS, REQUIRED, Coverage
 from chaos.observations import (
+    CaListInstalled,
     DatabaseReplaced,
     HostEnded,
     Logged,
@@ -70,6 +71,11 @@ def store_fails_and_works(feed: Feed) -> None:
 def rotates(feed: Feed) -> None:
     feed.tell(RingInstalled, "n0", number=0, primary="a", keys=("a",))
     feed.tell(RingInstalled, "n0", number=4, primary="b", keys=("b",))
+
+
+def rotates_its_ca(feed: Feed) -> None:
+    feed.tell(CaListInstalled, "n0", number=0, signing="a")
+    feed.tell(CaListInstalled, "n0", number=3, signing="b")
 
 
 def tells(action: str, **columns: object):
@@ -218,6 +224,8 @@ STORIES = [
     ("copied-whole", copies_everything),
     ("key-promoted", rotates),
     ("returned-by-certificate", rotates),
+    ("ca-promoted", rotates_its_ca),
+    ("returned-to-another-ca", rotates_its_ca),
     ("old-work-after-restart", dies(how="kill")),
 ]
 
