@@ -138,8 +138,11 @@ class Trust:
                 self._take(self._later(stored, is_ours=True))
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError, RecordError) as error:
             log.error("%s is damaged and not used, its content is fetched from peers: %s", TRUST_FILE, error)
-        # After the file: an enrolment may be newer, and what the file says be of a CA that was retired since.
-        self._take(self._later(self._enrolled))
+        try:
+            # After the file: an enrolment may be newer, and what the file says be of a CA that was retired since.
+            self._take(self._later(self._enrolled))
+        except RecordError as error:
+            log.error("what the enrolment says of keys and CAs is not used, peers have what came after it: %s", error)
 
     def check(self, ring: bytes, revocations: bytes, authorities: bytes = b"") -> None:
         """Raise RecordError where `accept` would; nothing changes."""

@@ -228,6 +228,13 @@ async def test_a_later_enrolment_counts_beside_a_file_whose_ca_was_retired_since
     assert "is damaged" not in caplog.text
 
 
+async def test_an_enrolment_by_a_ca_that_is_retired_here_keeps_nobody_from_starting(tmp_path, caplog):
+    assert await (await opened(tmp_path)).accept(RING_3, b"", CAS_3)
+    stale = sign_ring(MESH.ca_key, MESH.cluster, KeyRing([*PROMOTED], number=9))
+    assert (await opened(tmp_path, statement=stale)).ring.number == 3
+    assert "what the enrolment says of keys and CAs is not used" in caplog.text
+
+
 async def test_a_peer_gets_the_cas_with_the_rest(tmp_path):
     trust, behind = await opened(tmp_path / "."), await opened(tmp_path / ".")
     assert await trust.accept(RING_3, b"", CAS_3)
