@@ -46,7 +46,7 @@ class RefusalsExplained(Promise):
             case "ConflictError":
                 return seen.command == "replay"
             case "ConfigError":
-                return "onPartition=wait" in seen.text and _knows_few(host)
+                return "onPartition=wait" in seen.text and self._knows_few(host)
             case "StoreError":
                 return host.is_unsure
             case "UnavailableError" if seen.text.startswith("disk_budget: "):
@@ -56,10 +56,13 @@ class RefusalsExplained(Promise):
             case _:
                 return False
 
-
-def _knows_few(host: HostMirror) -> bool:
-    """Whether it knows fewer members than the roster of a waiting step needs."""
-    return len([name for name, thought in host.view.items() if thought.status != "LEFT" and name != host.node_id]) < 2
+    def _knows_few(self, host: HostMirror) -> bool:
+        """Whether it knows fewer members than the roster of a waiting step needs."""
+        gone = {"LEFT"}
+        if any(fault.kind == "long-absence" for fault in self.mirror.scenario.faults):
+            gone.add("DEAD")  # its peers may have pruned it
+        others = [name for name, thought in host.view.items() if thought.status not in gone and name != host.node_id]
+        return len(others) < 2
 
 
 def _is_in_trouble(host: HostMirror, asked_ms: float, now_ms: float) -> bool:
