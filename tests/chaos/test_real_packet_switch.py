@@ -121,7 +121,7 @@ def test_a_mutated_packet_differs_by_a_bit_and_its_checksum_is_right(payload, wh
     changed = mutated(bytes(whole), where)
     differing = [a ^ b for a, b in zip(whole[20 + len(header) :], changed[20 + len(header) :], strict=True)]
     assert sum(octet.bit_count() for octet in differing) == 1
-    assert ones_sum(changed[20:]) == 0xFFFF
+    assert ones_sum(changed[20:]) in (0, 0xFFFF)  # both are zero, and all zeros sum up to the other one
 
 
 def ones_sum(segment):
