@@ -56,6 +56,7 @@ class PullEnd(msgspec.Struct, array_like=True):
 
     rows: bytes
     vector: bytes
+    """Without what the requester had seen before; releases up to 0.1 send all of it."""
     known_of_you: int
     """The highest sequence that the responder has seen of the requester's own origin."""
     physical_ms: int
@@ -121,7 +122,8 @@ async def serve_pull(
         told = stable.digest()
         if chunk.vector is not None:
             head = max(chunk.vector.head(origin), stable.collapsed.head(origin))
-            return msgspec.msgpack.encode(PullEnd(rows, chunk.vector.to_wire(), head, store.physical_ms(), news))
+            vector = chunk.vector.without(theirs).to_wire()
+            return msgspec.msgpack.encode(PullEnd(rows, vector, head, store.physical_ms(), news))
         await send(msgspec.msgpack.encode(PullPart(rows, news)) if request.stable else rows)
         cursor = chunk.cursor
 

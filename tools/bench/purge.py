@@ -165,6 +165,7 @@ async def _look(replica: Replica) -> dict[str, Any]:
         "vectorBytes": len(vector.to_wire()),
         "origins": len(vector.origins()),
         "ranges": sum(len(vector.ranges(origin)) for origin in vector.origins()),
+        "collapsed": len(replica.store.stable.collapsed.origins()),
     }
 
 
