@@ -41,8 +41,9 @@ _START_WALL_S = 1_700_000_000.0
 _MB = 1e6
 _NOTES = (
     "Of one replica of three, at that moment: live rows and tombstones of all tables; pages of the database in use,",
-    "and its file, in 10^6 bytes; the version vector on the wire, its origins and ranges. restarts: of all nodes,",
-    "each with a new origin. The last line: when the last task had grown old, and was deleted and forgotten.",
+    "and its file, in 10^6 bytes; the version vector on the wire, its origins and ranges, and the origins that it",
+    "lists no more (collapsed). restarts: of all nodes, each with a new origin. The last line: when the last task had",
+    "grown old, and was deleted and forgotten.",
 )
 
 
