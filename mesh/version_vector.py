@@ -129,6 +129,11 @@ class VersionVector:
         """Whether it covers nothing."""
         return not self._ranges
 
+    @property
+    def origin_count(self) -> int:
+        """How many origins it lists."""
+        return len(self._ranges)
+
     def count(self) -> int:
         """How many dots are covered."""
         return sum(hi - lo + 1 for ranges in self._ranges.values() for lo, hi in ranges)

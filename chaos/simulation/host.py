@@ -575,7 +575,7 @@ class Host:
                     stable=stable,
                     has_garbage=has_garbage,
                     forgotten=node.store.counters().get("rows_forgotten", 0),
-                    collapsed=len(node.store.stable.collapsed.origins()),
+                    collapsed=node.store.stable.collapsed.origin_count,
                     disk_writes=self.disk.writes,
                 )
             )

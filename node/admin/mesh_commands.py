@@ -214,7 +214,7 @@ class MeshCommands:
                 "pulledRows": node.puller.rows_total,
                 "pullFailures": node.puller.failures_total,
                 "vectorDigest": node.store.vector.digest().hex(),
-                "origins": len(node.store.vector.origins()),
+                "origins": node.store.vector.origin_count,
                 "snapshotsAdopted": node.bootstrap.adopted_total,
                 "snapshotsMade": node.donor.made_total,
                 "snapshotBytesServed": node.donor.bytes_total,

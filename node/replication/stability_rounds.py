@@ -105,11 +105,13 @@ class StabilityRounds:
             self._wake.set()
 
     def _count_old_origins(self) -> int:
-        return len(self._store.vector.origins()) - len(self._members()) - 1
+        return self._store.vector.origin_count - len(self._members()) - 1
 
     @property
     def _has_old_origins(self) -> bool:
-        return self._count_old_origins() >= self._old_origins + OLD_ORIGINS_MAX
+        enough = self._old_origins + OLD_ORIGINS_MAX
+        # Asked at every commit: who the members are matters only when there are origins enough.
+        return self._store.vector.origin_count >= enough and self._count_old_origins() >= enough
 
     async def run(self) -> None:
         """Look whenever there is something to forget, until cancelled."""
