@@ -241,6 +241,8 @@ async def _what_is_open(world: World, accepted: Iterable[str]) -> str:
     hosts = [host for host in world.hosts.values() if host.wanted]
     if filled := [host.name for host in hosts if host.node is not None and host.node.bootstrap.is_wanted]:
         return f"{', '.join(filled)} are being filled by a snapshot"
+    if looking := [host.name for host in hosts if host.node is not None and host.node.stability.is_looking]:
+        return f"{', '.join(looking)} ask what all have seen"
     if remembering := [host.name for host in hosts if host.node is not None and host.node.store.has_tombstones]:
         return f"{', '.join(remembering)} remember deleted rows"
     try:

@@ -98,6 +98,8 @@ class StabilityRounds:
         self._old_origins = 0
         """Origins beyond those of members, as of the last round."""
         self.rounds_total = 0
+        self.is_looking = False
+        """Whether a round is under way: what it learns is written down at its end."""
         store.on_commit(self._on_commit)
 
     def _on_commit(self, commit: Commit) -> None:
@@ -125,12 +127,14 @@ class StabilityRounds:
             await self._env.clock.sleep(pause_s * (0.5 + self._env.rng.random()))
             if not self._store.has_tombstones and not self._has_old_origins:
                 continue
+            self.is_looking = True
             try:
                 grew = await self.round()
                 grew = await self.collapse() or grew
             except RelayMeshError as error:
                 log.info("cannot learn what all members have seen: %s", error)
                 grew = False
+            self.is_looking = False
             pause_s = self._pause_s if grew else min(2 * pause_s, max(self._pause_s, ROUND_PAUSE_MAX_S))
 
     async def round(self) -> bool:
