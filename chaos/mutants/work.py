@@ -75,7 +75,7 @@ MUTANTS = (
             Edit(
                 "node.work.runtime:Runtime._requeue_orphans",
                 "for step in running:",
-                "for step in running:\n            if self._runs_of(step.key):\n"
+                "for step in running:\n            if self._runs_under(step):\n"
                 "                tx.put('steps', step.namespace, step.key, {})",
             ),
         ),

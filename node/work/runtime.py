@@ -216,7 +216,7 @@ class Runtime:
         if row.text("owner") == self._me and status is Status.RETRYING:
             self._due_changed.set()
             return 1  # its delay may be over already
-        if row.text("owner") == self._me and status is Status.RUNNING and not self._runs_of(row.key):
+        if row.text("owner") == self._me and status is Status.RUNNING and not self._runs_under(row):
             if row.integer("claim_life") == self._life:
                 # A host that was rolled back may count its starts as it did before: another process had our number.
                 self._commit_unknown.set()
@@ -230,6 +230,11 @@ class Runtime:
 
     def _runs_of(self, step_id: str) -> list[Run]:
         return [run for run in self._all_runs() if run.step.key == step_id]
+
+    def _runs_under(self, step: Row) -> bool:
+        """Whether this lease is a run's of ours: another run of the step may be ending just because of it."""
+        lease = Fence.of(step, self._me)
+        return any(Fence.of(run.step, self._me) == lease for run in self._runs_of(step.key))
 
     def _note_cancel(self, task: Row) -> None:
         for run in self._all_runs():
@@ -589,7 +594,7 @@ class Runtime:
             (self._me, self._life, old_hlc),
         )
         for step in running:
-            if not self._runs_of(step.key):
+            if not self._runs_under(step):
                 transitions.requeue(tx, step, me=self._me, action=Action.RELEASED, why="its claim's commit was unsure")
 
     # --- stopping ---
@@ -634,7 +639,7 @@ class Runtime:
 
         def recover(tx: Transaction) -> int:
             left = tx.select("steps", "owner = ? AND rank = 0 AND status = 'RUNNING' AND deleted = 0", (self._me,))
-            stale = [step for step in left if not self._runs_of(step.key) and step.integer("claim_life") != self._life]
+            stale = [step for step in left if step.integer("claim_life") != self._life and not self._runs_under(step)]
             return sum(
                 transitions.recover_own(tx, step, me=self._me, current_life=current_life) is not None for step in stale
             )

@@ -542,11 +542,31 @@ async def test_a_run_of_an_earlier_life_that_peers_tell_of_late_is_started_again
     assert len(await desk.history(Action.LOST)) == 1
 
 
+@pytest.mark.parametrize("life", [LIFE - 1, LIFE])
+async def test_a_run_of_a_lost_process_that_ends_one_of_ours_is_started_again(desk, autojump_clock, life):
+    original = await desk.one("nap", b"1")
+    async with running(desk), trio.open_nursery() as nursery:
+        nursery.start_soon(desk.runtime.recover_strays, lambda _node: LIFE)
+        ours = await desk.until(original.key, "RUNNING")
+        theirs = foreign(
+            ours,
+            node="node-a",
+            lease_epoch=ours.lease_epoch + 1,
+            lease_hlc=ours.hlc + 1,
+            values={"status": "RUNNING", "claim_life": life},
+        )
+        assert await desk.merge(msgspec.structs.replace(theirs, origin=Origin("node-a", 99))) == "applied"
+        ended = await desk.until(original.key, "SUCCESS")
+        nursery.cancel_scope.cancel()
+
+    assert ended.lease_epoch > theirs.lease_epoch
+
+
 async def test_a_run_that_only_the_ended_process_knew_of_is_told_of(desk):
     # Its claim was the last commit before the kill: peers took over the version before it.
     original = await desk.one()
     claimed = await desk.claim(original.key, life=LIFE - 1)
-    moved = foreign(original, ahead_ms=9, lease_epoch=2, lease_hlc=claimed.step.hlc, values={"owner": "node-b"})
+    moved = foreign(original, ahead_ms=9_000, lease_epoch=2, lease_hlc=claimed.step.hlc, values={"owner": "node-b"})
     assert await desk.merge(moved) == "applied"
 
     (told,) = await desk.history(Action.LOST)
