@@ -36,6 +36,8 @@ class DatabaseCopy:
 
     def __init__(self, source: apsw.Connection, path: Path, vfs: str, tables: Sequence[Table]) -> None:
         """`path` must not exist."""
+        self.is_over = False
+        """Whether it holds no connection any more."""
         self._tables = tables
         self._target = apsw.Connection(str(path), vfs=vfs or None)
         try:
@@ -64,9 +66,11 @@ class DatabaseCopy:
         target.execute("DELETE FROM meta WHERE name NOT IN (?, ?)", (META_HLC, META_STABLE))
         target.execute("COMMIT")
         target.close()
+        self.is_over = True
 
     def abandon(self) -> None:
         """Give up; the file is of no use."""
+        self.is_over = True
         try:
             self._backup.close(True)  # it holds a lock on the source
         finally:

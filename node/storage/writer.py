@@ -7,7 +7,9 @@ the COMMIT fails its outcome is unknown; then all that this object remembers is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,7 @@ class Writer:
         self._marker = MarkerFile(path, vfs)
         self._must_reload = False
         self._connection: apsw.Connection | None = None
+        self._copies: list[DatabaseCopy] = []
         self.is_open = False
         self.is_restored = False
         """Whether the database was found to be older than what was last written here, or another one."""
@@ -360,7 +363,9 @@ class Writer:
 
     def begin_copy(self, path: Path) -> DatabaseCopy:
         """Begin a copy of what is committed, in a new file. Raises apsw errors."""
-        return DatabaseCopy(self.ledger.connection, path, self._vfs, self._tables)
+        copy = DatabaseCopy(self.ledger.connection, path, self._vfs, self._tables)
+        self._copies = [*(each for each in self._copies if not each.is_over), copy]
+        return copy
 
     def replace(self, copy: Path, disk: Disk, now_ms: int) -> VersionVector:
         """Let a received copy take this database's place under a new origin, once it knows all that this one does.
@@ -426,6 +431,11 @@ class Writer:
             ledger.connection.close(True)
 
     def abandon(self) -> None:
-        """Close the connection without a word to the database, as the kernel does for a killed process."""
+        """Close the connections without a word to the database, as the kernel does for a killed process."""
+        closings: list[Callable[[], None]] = [copy.abandon for copy in self._copies if not copy.is_over]
         if self._connection is not None:
-            self._connection.close(True)
+            closings.append(partial(self._connection.close, True))
+        for close in closings:
+            # Whatever the disk says to that; what a VFS in Python raises comes out of apsw as a SystemError.
+            with suppress(*DISK_ERRORS, SystemError):
+                close()

@@ -264,6 +264,16 @@ async def test_a_store_goes_on_committing_while_it_is_copied(make_world):
         connection.close()
 
 
+async def test_a_killed_process_leaves_no_copy_open(make_world):
+    store = make_world("a").store()
+    await store.open()
+    copy = store._writer.begin_copy(store.path.with_name("copy"))
+    store.abandon()
+    assert copy.is_over
+    with pytest.raises(apsw.ConnectionClosedError):
+        copy.finish()
+
+
 def vector(**heads: int) -> VersionVector:
     return VersionVector({Origin(node, 1): [(1, head)] for node, head in heads.items()})
 
