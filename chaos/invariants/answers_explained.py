@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from chaos.invariants.mirror import HostMirror, Mirror
@@ -46,7 +47,7 @@ class RefusalsExplained(Promise):
             case "ConflictError":
                 return seen.command == "replay"
             case "ConfigError":
-                return "onPartition=wait" in seen.text and self._knows_few(host)
+                return "onPartition=wait" in seen.text and self._knows_few(host, seen.text)
             case "StoreError":
                 return host.is_unsure
             case "UnavailableError" if seen.text.startswith("disk_budget: "):
@@ -56,13 +57,15 @@ class RefusalsExplained(Promise):
             case _:
                 return False
 
-    def _knows_few(self, host: HostMirror) -> bool:
-        """Whether it knows fewer members than the roster of a waiting step needs."""
+    def _knows_few(self, host: HostMirror, text: str) -> bool:
+        """Whether it knows fewer members than the roster of a waiting step needs; one that leaves is none itself."""
         gone = {"LEFT"}
         if any(fault.kind == "long-absence" for fault in self.mirror.scenario.faults):
             gone.add("DEAD")  # its peers may have pruned it
         others = [name for name, thought in host.view.items() if thought.status not in gone and name != host.node_id]
-        return len(others) < 2
+        named = re.search(r"member\(s\) \(([^)]*)\)", text)
+        counts_itself = named is not None and host.node_id in named[1].split(", ")
+        return len(others) < (2 if counts_itself else 3)
 
 
 def _is_in_trouble(host: HostMirror, asked_ms: float, now_ms: float) -> bool:
