@@ -17,7 +17,8 @@ class DeletedStaysDeleted(Promise):
     At rest a row of a deleted task is there only if it was written after the deletion, as one that replaces it, or if
     the deletion went with the disk it was written on; nothing is left that belongs to a task which is gone. A database
     that lost its memory may bring things back until it has heard from a peer. Of two processes with one identity the
-    mesh counts one: what the other wrote to a task before it heard that this was deleted may be left behind.
+    mesh counts one, and waits for that one only before it forgets: what the other wrote to a task before it heard that
+    this was deleted may come back, or be left behind.
     """
 
     name = "deleted-stays-deleted"
@@ -31,6 +32,8 @@ class DeletedStaysDeleted(Promise):
         """The greatest tombstone of each task."""
         self._replaced: dict[str, None] = {}
         """Hosts whose next commit tells of all that is in the database which they went on with."""
+        self._brought_back: dict[str, None] = {}
+        """Deleted tasks to which a process that the mesh did not count had written, unheard."""
 
     def see(self, seen: Seen) -> Iterator[str]:
         """Hold what turns up against what the host knew to be deleted."""
@@ -53,7 +56,11 @@ class DeletedStaysDeleted(Promise):
                 continue
             elif change.before is None and task_id in self._deletions and name_of(row) in known.rows:
                 deletion = self._deletions[task_id]
-                if first_ms < self._first_ms[dot_of(deletion)]:
+                if first_ms >= self._first_ms[dot_of(deletion)]:
+                    continue
+                if self._writer_was_two(row):
+                    self._brought_back[task_id] = None
+                else:
                     yield f"{seen.host} had forgotten {told(row)}, and has it again; its deletion: {told(deletion)}"
 
     def judge(self, rest: Rest) -> Iterator[str]:
@@ -62,18 +69,24 @@ class DeletedStaysDeleted(Promise):
             for row in replica.rows.values():
                 if row.table == "tasks":
                     deletion = self._deletions.get(row.key)
-                    if deletion is None or self._went_with_a_disk(deletion):
+                    if deletion is None or row.key in self._brought_back or self._went_with_a_disk(deletion):
                         continue
                     if not row.deleted and self._is_older(row, deletion):
                         yield f"{node} ended with {told(row)}, though {told(deletion)} deleted it"
                 elif task_id := row.text("task_id"):
                     task = replica.rows.get(("tasks", row.namespace, task_id))
-                    if task is None and task_id in self._deletions and len(self.mirror.of_node(row.node)) == 1:
+                    if task_id in self._brought_back or self._writer_was_two(row):
+                        continue
+                    if task is None and task_id in self._deletions:
                         yield f"{node} ended with {told(row)}, which belongs to a task that is gone"
 
     def _is_older(self, row: Row, deletion: Row) -> bool:
         first_ms = self._first_ms.get(dot_of(row), float("inf"))
         return first_ms < self._first_ms[dot_of(deletion)] and not wins(row, deletion)
+
+    def _writer_was_two(self, row: Row) -> bool:
+        """Whether two processes wrote under the name of its writer, of which the mesh counts one."""
+        return len(self.mirror.of_node(row.node)) > 1
 
     def _went_with_a_disk(self, deletion: Row) -> bool:
         """Whether the disk on which the deletion was written lost what it held, perhaps before anybody had a copy."""

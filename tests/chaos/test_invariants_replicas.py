@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from chaos.invariants import ALL, oracle
 from chaos.invariants.bounded_levels import LIMITS
-from chaos.observations import HostEnded, RumorRepeated, RunStarted, Sampled, Settled
+from chaos.observations import HostEnded, HostStarted, RumorRepeated, RunStarted, Sampled, Settled
 from mesh import registers
 from mesh.ids import Origin
 from mesh.replica import REASON_CONFLICT
@@ -303,3 +303,16 @@ def test_a_rumor_is_news_once():
     feed = Feed()
     feed.tell(RumorRepeated, "n0")
     assert feed.broken() == {"rumors-are-news"}
+
+
+@pytest.mark.parametrize("is_cloned", [False, True])
+def test_what_is_deleted_comes_back_through_an_uncounted_process_only(is_cloned):
+    feed = Feed()
+    feed.copy(feed.write("n0", "t", table="tasks"), "n1")
+    if is_cloned:
+        feed.tell(HostStarted, "n0 clone", life=2, origin=Origin("n0", 8), members={})
+    unheard = feed.write("n0", "t", table="tasks")
+    feed.write("n1", "t", table="tasks", deleted=True)
+    del feed.rows["n1"]["tasks", "default", "t"]  # everybody who counts has seen it go
+    feed.copy(unheard, "n1")
+    assert ("deleted-stays-deleted" in feed.broken(feed.rest())) is not is_cloned
