@@ -376,7 +376,7 @@ MENU: Mapping[str, FaultKind] = {
     "ca-rotation": FaultKind(
         about="an operator rotates the mesh's CA through a node: adds one, promotes it, and retires the former one",
         hits="node",
-        weight=0,
+        weight=2,
         longest_s=0,
         options={"rotations": Option(default=1, about="one after another", lowest=1, highest=10)},
     ),

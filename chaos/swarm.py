@@ -38,7 +38,7 @@ WAIT_SHARES = (0.0, 0.0, 0.3, 0.8)
 CALM_S = 2.0
 """Between two faults of one process or disk: a host has time to come back."""
 
-_APART: Mapping[str, float] = {"key-rotation": 0.3}
+_APART: Mapping[str, float] = {"key-rotation": 0.3, "ca-rotation": 0.1}
 """Kinds that are drawn apart from the sample, with this chance: seeds that do not draw them are as if they were not."""
 
 _LOSES_DATA = frozenset({"lying-sync", "stale-image", "wipe"})
@@ -72,6 +72,7 @@ _DRAWN: Mapping[tuple[str, str], tuple[float, float]] = {
     ("power-cut-at-write", "nth"): (1, 60),
     ("sync-error", "count"): (1, 3),
     ("key-rotation", "rotations"): (1, 2),
+    ("ca-rotation", "rotations"): (1, 2),
     ("disk-full", "free_kib"): (0, 64),
     ("starve", "slice_s"): (0.1, 2.0),
 }

@@ -95,6 +95,18 @@ MUTANTS = (
         edits=(Edit("node.trust:lagging", "member.active and member.ring < ring", "member.ring < 0"),),
     ),
     Mutant(
+        name="ca-promoted-before-heard",
+        breaks="another CA signs only when every member follows the list that names it",
+        caught_by=("nobody-cut-off",),
+        edits=(
+            Edit(
+                "node.trust:Trust.check_next_authorities",
+                "each.active and each.authorities < self.authorities.number",
+                "each.authorities < 0",
+            ),
+        ),
+    ),
+    Mutant(
         name="start-not-counted",
         breaks="every start of a node is a life of its own, and the later one is known as such",
         caught_by=("lives-rise",),
