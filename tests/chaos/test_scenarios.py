@@ -9,6 +9,7 @@ from chaos.fault_menu import MENU
 from chaos.matrix import MATRIX
 
 ALL = scenario_file.all_named()
+A_DAY = "one-day"
 CHEAP = ("node-crash", "slow-disk", "poison-task")
 
 
@@ -46,6 +47,11 @@ def test_a_few_hold_at_every_test_run(name):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize("name", [scenario.name for scenario in ALL if not scenario.pending])
+@pytest.mark.parametrize("name", [scenario.name for scenario in ALL if not scenario.pending and scenario.name != A_DAY])
 def test_all_hold(name, seed):
     _holds(name, seed)
+
+
+@pytest.mark.soak
+def test_a_day_holds():
+    _holds(A_DAY, 1)
