@@ -127,7 +127,7 @@ def _parts(row: Row) -> tuple[Any, ...]:
             return (row.deleted, content, *late, -row.seq)
         case "cluster":
             return (row.rank, row.hlc, *epochs, *last)
-        case "profiles" | "diary":
+        case "profiles" | "holds" | "schedules" | "diary":
             return (row.hlc, *epochs, *last)
         case other:
             raise AssertionError(f"nothing is said here of the order of {other}")

@@ -85,9 +85,12 @@ STEPS = Table(
         Column("result", "blob"),
         Column("result_ref"),
         Column("last_error"),
-        Column(
-            "roster", since=5
-        ),  # JSON list of node ids; set when the step must never run in two places (mesh.support)
+        # JSON list of node ids; set when the step must never run in two places (mesh.support)
+        Column("roster", since=5),
+        Column("delay_ms", "int", since=6),  # not before so long after created_hlc; a duration, as retry_delay_ms
+        Column("expires_ms", "int", since=6),  # not started so long after created_hlc: it starts no more; 0 for never
+        Column("checkpoint", "blob", since=6),  # what the handler keeps for its next attempt, as `input`
+        Column("checkpoint_ref", since=6),
     ),
     Parent("tasks", "task_id"),
 )
@@ -125,9 +128,27 @@ PROFILES = Table(
     ),
 )
 
+HOLDS = Table("holds", Register.LWW, (Column("reason"), Column("actor")), since=6)
+"""While the row is there nothing new starts: key `mesh`, `node NODE-ID` or `agent NAME`; in MESH_NAMESPACE."""
+
+SCHEDULES = Table(
+    "schedules",
+    Register.LWW,
+    (
+        Column("cron"),
+        Column("time_zone"),
+        Column("catch_up"),  # skip | latest | all: what becomes of slots that nobody was up for
+        Column("definition", "blob"),  # JSON, as of a submit
+        Column("from_hlc", "int"),  # slots after this one's time are due
+        Column("actor"),
+    ),
+    since=6,
+)
+"""One row for each schedule, by name. Which slots were submitted is told by the ids of their tasks."""
+
 CLUSTER = Table("cluster", Register.MAX, (Column("reason"), Column("actor")))
 """Key `cluster_epoch`; the rank is the epoch."""
 
 CLUSTER_EPOCH_KEY = "cluster_epoch"
 
-WORK_TABLES = (TASKS, STEPS, HISTORY, PAYLOADS, PROFILES, CLUSTER)
+WORK_TABLES = (TASKS, STEPS, HISTORY, PAYLOADS, PROFILES, HOLDS, SCHEDULES, CLUSTER)
