@@ -2,14 +2,15 @@
 fails for being slow. Compare ratios within one run; a busy machine halves the rest.
 
 Each module measures one thing: `store`, `submits`, `packets`, `tasks`, `idle`, `bootstrap`, `catch_up`, `pull`,
-`verify`, `purge`. `load` is the clients, `replicas` and `behind` are stores without their nodes, `machine` reads /proc,
-`report` prints.
+`verify`, `purge`; `compare` runs other task queues beside ours, through `peer_adapter`. `load` is the clients,
+`replicas` and `behind` are stores without their nodes, `machine` reads /proc, `report` prints.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,11 +40,17 @@ def _bench() -> None:
 
 
 def _run(measure: Callable[[Path], Report], directory: Path | None, *, json: bool) -> None:
+    with _scratch(directory) as scratch:
+        report = measure(scratch)
+    report.show(json=json)
+
+
+@contextlib.contextmanager
+def _scratch(directory: Path | None) -> Iterator[Path]:
     if directory is not None and not directory.is_dir():
         raise ConfigError(f"--directory {directory} is no directory: create it first")
     with tempfile.TemporaryDirectory(prefix="relaymesh-bench-", dir=directory) as scratch:
-        report = measure(Path(scratch))
-    report.show(json=json)
+        yield Path(scratch)
 
 
 @app.command("store")
@@ -208,3 +215,34 @@ def _purge(
     from tools.bench.purge import bench_purge
 
     _run(lambda scratch: bench_purge(scratch, tasks=tasks), directory, json=json)
+
+
+@app.command("compare")
+def _compare(
+    peers: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the peers' benchmark, run_peers.py.")],
+    only: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Peers, with commas. [default: six of them]")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="Every system once a round; medians are shown.")] = 3,
+    quick: Annotated[bool, typer.Option("--quick", help="One round with a fifth of the tasks.")] = False,
+    environment: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the peers' virtual environment here, for the next run.")
+    ] = None,
+    directory: DirectoryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Run the task queues that people use beside this one.
+
+    The same work in one run, and the ratios: ours divided by theirs. The peers are installed and started by their
+    benchmark, which says on standard error how far it is.
+    """
+    from tools.bench.compare import PEERS, compare, rows
+    from tools.output import print_answer, print_json
+
+    chosen = PEERS if only is None else tuple(name.strip() for name in only.split(","))
+    with _scratch(directory) as scratch:
+        answer = compare(peers, scratch, only=chosen, rounds=rounds, quick=quick, environment=environment)
+    if json:
+        print_json(answer)
+    else:
+        print_answer(rows(answer))
