@@ -91,6 +91,8 @@ class WorkloadSpec:
     """Of submits, whose agent kills the whole host process that runs it."""
     wait_share: float = 0.0
     """Of submits, whose steps must never run in two places at once (`onPartition = wait`)."""
+    continue_share: float = 0.0
+    """Of workflows, whose last step runs even when others fail (`onFailure = continue`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,11 @@
-"""Workflows: a step runs only when all that it depends on has succeeded, and remembers whose outputs it used."""
+"""Workflows: a step runs only after those that it depends on, and remembers whose outputs it used."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from chaos.invariants.mirror import Mirror
-from chaos.invariants.oracle import SUCCESS, parents_of, parents_used, status_of, told
+from chaos.invariants.oracle import may_run, parents_of, parents_used, status_of, told
 from chaos.invariants.promise import Promise
 from chaos.observations import Committed, HostEnded, Seen
 from mesh.rows import Row
@@ -15,7 +15,10 @@ Siblings = dict[tuple[str, str], Row]
 
 
 class ChildrenAfterParents(Promise):
-    """A step is claimed only where all its parents show SUCCESS, and stores generation and epoch of what it used."""
+    """A step is claimed only where all its parents show SUCCESS, and stores generation and epoch of what it used.
+
+    One that continues after failures is claimed only where none of its parents can still come to anything.
+    """
 
     name = "children-after-parents"
     hears = (Committed, HostEnded)
@@ -42,10 +45,17 @@ class ChildrenAfterParents(Promise):
         mirrored = self.mirror.host(host)
         if mirrored.has_lost or mirrored.is_unsure or self.mirror.node_was_doubled(mirrored.node_id):
             return  # what it has was not all seen
-        used = parents_used(child)
+        used, task_id = parents_used(child), child.text("task_id")
+        by_name = {name: step for (task, name), step in steps.items() if task == task_id} if parents_of(child) else {}
+        if not may_run(child, by_name):
+            parents = [by_name.get(name) for name in parents_of(child)]
+            yield f"{host} claimed {told(child)} before its parents: {', '.join(map(_told, parents))}"
+            return
         for name in parents_of(child):
-            parent = steps.get((child.text("task_id"), name))
-            if parent is None or parent.rank != SUCCESS:
-                yield f"{host} claimed {told(child)} before its parent: {told(parent) if parent else name}"
-            elif used.get(name) != (parent.generation, parent.lease_epoch):
+            parent = by_name[name]
+            if used.get(name) != (parent.generation, parent.lease_epoch):
                 yield f"{host} claimed {told(child)} on {name} {used.get(name)}, and has {told(parent)}"
+
+
+def _told(parent: Row | None) -> str:
+    return "none" if parent is None else told(parent)

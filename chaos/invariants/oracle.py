@@ -134,9 +134,36 @@ def _parts(row: Row) -> tuple[Any, ...]:
 
 
 def parents_of(step: Row) -> list[str]:
-    """Names of the steps whose success this one needs."""
+    """Names of the steps that this one waits for."""
     text = step.values.get("depends_on")
     return [str(name) for name in json.loads(str(text))] if text else []
+
+
+def may_run(step: Row, by_name: Mapping[str, Row]) -> bool:
+    """Whether its siblings let a step run: all parents succeeded, or have ended if it continues after failures."""
+    parents = parents_of(step)
+    if step.values.get("on_failure") == "continue":
+        over = _over(by_name)
+        return all(name in over for name in parents)
+    return all(name in by_name and not by_name[name].deleted and by_name[name].rank == SUCCESS for name in parents)
+
+
+def _over(by_name: Mapping[str, Row]) -> set[str]:
+    """Steps that have ended, or wait below one which did not succeed; by looking until nothing is found any more."""
+    over = {name for name, step in by_name.items() if not step.deleted and step.rank}
+    while True:
+        blocked = {
+            name
+            for name, step in by_name.items()
+            if name not in over
+            and not step.deleted
+            and status_of(step) == "PENDING"
+            and step.values.get("on_failure") != "continue"
+            and any(parent in over and by_name[parent].rank != SUCCESS for parent in parents_of(step))
+        }
+        if not blocked:
+            return over
+        over |= blocked
 
 
 def parents_used(step: Row) -> Mapping[str, tuple[int, int]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from chaos.invariants.mirror import Mirror
-from chaos.invariants.oracle import SUCCESS, content_of, is_open, owner_of, parents_of, status_of
+from chaos.invariants.oracle import content_of, is_open, may_run, owner_of, status_of
 from chaos.invariants.promise import Promise
 from chaos.observations import ClientAsked, Committed, HostEnded, Replica, Rest, Seen
 from mesh.rows import Row
@@ -19,9 +19,10 @@ _AGENT, _POISON = "work", "poison"
 class TasksEndAsDefined(Promise):
     """No step is stuck; one is a dead letter only if its agent fails for good or ended five processes that ran it.
 
-    One is cancelled only if a client asked for it, and succeeds only after its parents. One whose input was lost with
-    the only disk that had it waits for ever: what was told of it elsewhere is not enough to run it. Such a disk may
-    take along that a parent succeeded, too; `children-after-parents` looks at what the step's own node knew.
+    One is cancelled only if a client asked for it, and succeeds only after its parents (`oracle.may_run`). One whose
+    input was lost with the only disk that had it waits for ever: what was told of it elsewhere is not enough to run it.
+    Such a disk may take along that a parent succeeded, too; `children-after-parents` looks at what the step's own node
+    knew.
     """
 
     name = "tasks-end-as-defined"
@@ -69,8 +70,7 @@ class TasksEndAsDefined(Promise):
                         yield f"step {step.key} ({step.text('name')} of {task_id}, of {owner_of(step)}) {wrong}"
 
     def _wrong_end(self, replica: Replica, step: Row, by_name: Mapping[str, Row]) -> str:
-        parents = [by_name.get(name) for name in parents_of(step)]
-        is_ready = all(parent is not None and parent.rank == SUCCESS for parent in parents)
+        is_ready = may_run(step, by_name)
         task = replica.rows.get(("tasks", step.namespace, step.text("task_id")))
         is_lost = any(host.has_lost for host in self.mirror.hosts.values())
         match status_of(step):

@@ -108,7 +108,10 @@ class Workload:
         if draws.random() >= self._spec.diamond_share:
             return {"definition": {"steps": [self._step(draws, "only", [])]}}
         parents: dict[str, list[str]] = {"top": [], "left": ["top"], "right": ["top"], "join": ["left", "right"]}
-        return {"definition": {"steps": [self._step(draws, name, above) for name, above in parents.items()]}}
+        steps = [self._step(draws, name, above) for name, above in parents.items()]
+        if self._spec.continue_share and draws.random() < self._spec.continue_share:
+            steps[-1]["onFailure"] = "continue"
+        return {"definition": {"steps": steps}}
 
     def _step(self, draws: random.Random, name: str, above: list[str]) -> dict[str, Any]:
         run_s = draws.expovariate(1 / self._spec.run_s) if self._spec.run_s else 0.0

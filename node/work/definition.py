@@ -38,10 +38,14 @@ _STEP_KEYS = (
     "node",
     "labels",
     "onPartition",
+    "onFailure",
 )
 
 PARTITION_POLICIES = ("takeover", "wait")
 """`takeover`: at least once, on both sides of a cut if need be. `wait`: in one place at a time (mesh.support)."""
+
+FAILURE_POLICIES = ("block", "continue")
+"""What a step does below a parent that failed. `block`: it waits for a replay of that one. `continue`: it runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +72,8 @@ class StepDefinition:
     labels: Mapping[str, str]
     waits: bool = False
     """On a partition it waits for the majority of its roster, instead of being taken over."""
+    continues: bool = False
+    """It runs when its parents have ended, without the outputs of those that failed."""
 
     def canonical(self) -> list[Any]:
         """Everything that makes this step what it is, in a fixed order."""
@@ -83,7 +89,9 @@ class StepDefinition:
             sorted(self.labels.items()),
         ]
         # Only where it was asked for: the same submit must be the same task at a node of an older release.
-        return [*asked, "wait"] if self.waits else asked
+        if self.waits:
+            asked.append("wait")
+        return [*asked, "continue"] if self.continues else asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +190,7 @@ def _parse_step(index: int, document: Any) -> StepDefinition:
         node=parse_pin(document.get("node"), place),
         labels=parse_labels(document.get("labels", {}), place),
         waits=parse_partition_policy(document.get("onPartition", "takeover"), place),
+        continues=_parse_failure_policy(document.get("onFailure", "block"), place),
     )
 
 
@@ -197,6 +206,12 @@ def parse_partition_policy(value: Any, place: str) -> bool:
     if value not in PARTITION_POLICIES:
         raise ConfigError(f"{place}: onPartition {value!r} is not one of {', '.join(PARTITION_POLICIES)}")
     return bool(value == "wait")
+
+
+def _parse_failure_policy(value: Any, place: str) -> bool:
+    if value not in FAILURE_POLICIES:
+        raise ConfigError(f"{place}: onFailure {value!r} is not one of {', '.join(FAILURE_POLICIES)}")
+    return bool(value == "continue")
 
 
 def check_roster(definition: Definition, members: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ from mesh.fences import Fence
 from mesh.placement import Offer
 from mesh.rows import Row
 from node.work.history import Action
-from node.work.status import depends_on, is_runnable, roster_of, step_status, tell_roster
+from node.work.status import continues, depends_on, is_runnable, roster_of, step_status, tell_roster
 from node.work.tables import Status
 from node.work.work_queue import requirement_of
 
@@ -173,7 +173,10 @@ def _why_twice(events: Sequence[Row]) -> str:
 def why_not_yet(step: Row, by_name: Mapping[str, Row], situation: Situation) -> str:
     """Why a waiting step does not run now, the first reason that holds."""
     waiting = [
-        name for name in depends_on(step) if name not in by_name or step_status(by_name[name]) is not Status.SUCCESS
+        name
+        for name in depends_on(step)
+        if name not in by_name
+        or not (step_status(by_name[name]) is Status.SUCCESS or (continues(step) and by_name[name].rank))
     ]
     if waiting and not is_runnable(step, by_name):
         named = ", ".join(

@@ -193,7 +193,7 @@ class Ownership:
                     self._take_wake.set()
                 elif row.text("status") == Status.PENDING:
                     self._ask_wake.set()
-            elif row.table == "steps" and row.integer("dependents") and row.rank == Status.SUCCESS.rank:
+            elif row.table == "steps" and row.integer("dependents") and row.rank:
                 self._place_wake.set()  # a step of ours that waited for it may be one that only others can run
 
     def _note_profile(self, row: Row) -> None:
@@ -586,7 +586,8 @@ def _backlogs(reader: Reader, mine: Offer, me: str) -> list[tuple[str, int]]:
         # A step that waits for a parent is no backlog; below a dead letter it would be asked for for ever.
         "AND NOT EXISTS (SELECT 1 FROM json_each(step.depends_on) AS needed WHERE NOT EXISTS (SELECT 1 FROM steps "
         "AS parent WHERE parent.namespace = step.namespace AND parent.task_id = step.task_id "
-        "AND parent.name = needed.value AND parent.status = 'SUCCESS' AND parent.deleted = 0)) LIMIT ?) "
+        "AND parent.name = needed.value AND parent.deleted = 0 AND (parent.status = 'SUCCESS' "
+        "OR (parent.rank > 0 AND step.on_failure = 'continue')))) LIMIT ?) "
         "GROUP BY owner ORDER BY count(*) DESC, owner",
         (me, *names, BACKLOG_LOOK_MAX),
     )

@@ -75,6 +75,8 @@ def check_step(row: Row) -> None:
     _decoded(_lost_leases, row, "lost_leases")
     _decoded(_parents_used, row, "parents_used")
     _check_roster(row.text("roster"))
+    if row.text("on_failure") not in ("", "continue"):
+        raise RecordError(f"onFailure {row.text('on_failure')[:32]!r}")
 
 
 def _on_step(tx: Transaction, before: Row | None, after: Row) -> None:

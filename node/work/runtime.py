@@ -222,8 +222,8 @@ class Runtime:
                 self._commit_unknown.set()
             else:
                 self._strays_found.set()
-        # A parent that succeeded anywhere may have made several of our steps runnable.
-        return row.integer("dependents") if status is Status.SUCCESS else 0
+        # A parent that ended anywhere may have made several of our steps runnable.
+        return row.integer("dependents") if status.is_terminal else 0
 
     def _all_runs(self) -> list[Run]:
         return [*self._runs.copy().values(), *self._claims.copy().values(), *self._held]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from mesh.rows import Row
 from mesh.support import majority
@@ -35,12 +35,44 @@ def tell_roster(roster: Sequence[str]) -> str:
     return f"{majority(roster)} of the {len(roster)} members of its roster ({named})"
 
 
+def continues(step: Row) -> bool:
+    """Whether the step runs when its parents have ended, however they did."""
+    return step.text("on_failure") == "continue"
+
+
 def is_runnable(step: Row, by_name: Mapping[str, Row]) -> bool:
-    """Whether everything that the step depends on has succeeded."""
+    """Whether everything that the step depends on has succeeded; for a step that continues: has ended."""
+    ended = _ended(by_name) if continues(step) else None
+    return _is_runnable(step, by_name, ended)
+
+
+def _is_runnable(step: Row, by_name: Mapping[str, Row], ended: Collection[str] | None) -> bool:
+    names = depends_on(step)
+    if continues(step) and ended is not None:
+        return all(name in ended for name in names)
     return all(
-        name in by_name and not by_name[name].deleted and step_status(by_name[name]) is Status.SUCCESS
-        for name in depends_on(step)
+        name in by_name and not by_name[name].deleted and step_status(by_name[name]) is Status.SUCCESS for name in names
     )
+
+
+def _ended(by_name: Mapping[str, Row]) -> set[str]:
+    """The steps that will not run any more: those that have ended, and those which wait in vain below one that failed.
+
+    Without recursion, since a thousand steps may stand in one chain.
+    """
+    live = {name: step for name, step in by_name.items() if not step.deleted}
+    below: dict[str, list[str]] = {}
+    for name, step in live.items():
+        if step_status(step) is Status.PENDING and not continues(step):
+            for parent in depends_on(step):
+                below.setdefault(parent, []).append(name)
+    ended = {name for name, step in live.items() if step_status(step).is_terminal}
+    failed = [name for name in ended if step_status(live[name]) is not Status.SUCCESS]
+    while failed:
+        blocked = [name for name in below.get(failed.pop(), ()) if name not in ended]
+        ended.update(blocked)
+        failed += blocked
+    return ended
 
 
 def task_status(task: Row, steps: Iterable[Row]) -> Status:
@@ -74,8 +106,10 @@ def _fold(live: Sequence[Row]) -> Status:
         if status in statuses:
             return status
     by_name = {step.text("name"): step for step in live}
+    ended = _ended(by_name) if any(continues(step) for step in live) else None
     if any(
-        status is Status.PENDING and is_runnable(step, by_name) for step, status in zip(live, statuses, strict=True)
+        status is Status.PENDING and _is_runnable(step, by_name, ended)
+        for step, status in zip(live, statuses, strict=True)
     ):
         return Status.PENDING
     return Status.DEAD_LETTER if Status.DEAD_LETTER in statuses else Status.CANCELLED

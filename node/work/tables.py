@@ -87,6 +87,7 @@ STEPS = Table(
         Column("last_error"),
         # JSON list of node ids; set when the step must never run in two places (mesh.support)
         Column("roster", since=5),
+        Column("on_failure", since=6),  # `continue`: it runs when its parents have ended, however they did
         Column("delay_ms", "int", since=6),  # not before so long after created_hlc; a duration, as retry_delay_ms
         Column("expires_ms", "int", since=6),  # not started so long after created_hlc: it starts no more; 0 for never
         Column("checkpoint", "blob", since=6),  # what the handler keeps for its next attempt, as `input`

@@ -163,6 +163,7 @@ def _create_step(
             "created_hlc": tx.hlc,
             "task_generation": task_generation,
             "roster": json.dumps(roster) if step.waits else None,
+            "on_failure": "continue" if step.continues else None,
             "owner": me,
             **_FRESH,
         },
@@ -250,7 +251,8 @@ def _parents(tx: Reader, step: Row) -> tuple[dict[str, bytes], dict[str, list[in
         return {}, {}
     siblings = tx.select("steps", "namespace = ? AND task_id = ?", (step.namespace, step.text("task_id")))
     by_name = {sibling.text("name"): sibling for sibling in siblings}
-    outputs = {name: load_payload(tx, by_name[name], "result") for name in names}
+    succeeded = [name for name in names if step_status(by_name[name]) is Status.SUCCESS]  # all, but for `continue`
+    outputs = {name: load_payload(tx, by_name[name], "result") for name in succeeded}
     used = {name: [by_name[name].generation, by_name[name].lease_epoch] for name in names}
     return outputs, used
 

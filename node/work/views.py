@@ -12,7 +12,7 @@ from mesh.fences import Fence
 from mesh.rows import Row
 from node.storage.reader import Reader
 from node.work.payloads import load_payload
-from node.work.status import depends_on, is_runnable, roster_of, step_status, task_status
+from node.work.status import continues, depends_on, is_runnable, roster_of, step_status, task_status
 from node.work.tables import PRIORITIES, Status
 
 
@@ -64,6 +64,7 @@ def step_view(reader: Reader, step: Row, by_name: dict[str, Row]) -> dict[str, A
         "attempt": step.integer("attempt"),
         "priority": PRIORITIES[step.integer("priority")],
         "dependsOn": depends_on(step),
+        "onFailure": "continue" if continues(step) else "block",
         "node": step.text("pin_node") or None,
         "onPartition": "wait" if roster else "takeover",
         "roster": roster,

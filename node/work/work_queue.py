@@ -15,7 +15,7 @@ from mesh.placement import Offer, Requirement
 from mesh.rows import Row
 from node.storage.reader import Reader
 from node.storage.transaction import Transaction
-from node.work.status import depends_on, step_status
+from node.work.status import continues, depends_on, is_runnable, step_status
 from node.work.tables import Status
 
 _WAITING = (Status.PENDING, Status.RETRYING)
@@ -90,9 +90,8 @@ class WorkQueue:
         return step.text("owner") == self._me and not step.deleted and step_status(step) in _WAITING
 
     def _readiness_changed(self, before: Row | None, after: Row) -> bool:
-        was_done = before is not None and not before.deleted and step_status(before) is Status.SUCCESS
-        is_done = not after.deleted and step_status(after) is Status.SUCCESS
-        return was_done != is_done
+        # Not only whether it succeeded: a step that continues runs below one which failed.
+        return _end_of(before) is not _end_of(after)
 
     def _review_dependents(self, tx: Transaction, parent: Row) -> None:
         name = parent.text("name")
@@ -102,7 +101,8 @@ class WorkQueue:
             "namespace = ? AND task_id = ? AND rank = 0 AND depends_on IS NOT NULL",
             (parent.namespace, parent.text("task_id")),
         ):
-            if not self._is_waiting(sibling) or name not in depends_on(sibling):
+            # What continues may wait for a step that this one keeps from ever running.
+            if not self._is_waiting(sibling) or not (name in depends_on(sibling) or continues(sibling)):
                 continue
             if self._parents_done(tx, sibling):
                 self._insert(tx, sibling)
@@ -113,6 +113,9 @@ class WorkQueue:
         names = depends_on(step)
         if not names:
             return True
+        if continues(step):
+            siblings = tx.select("steps", "namespace = ? AND task_id = ?", (step.namespace, step.text("task_id")))
+            return is_runnable(step, {sibling.text("name"): sibling for sibling in siblings})
         marks = ",".join("?" * len(names))
         ((done,),) = tx.sql(
             "SELECT count(*) FROM steps WHERE namespace = ? AND task_id = ? AND status = 'SUCCESS' AND deleted = 0 "
@@ -145,6 +148,14 @@ class WorkQueue:
                 int(guarded),
             ),
         )
+
+
+def _end_of(step: Row | None) -> Status | None:
+    """How the step ended; None while it is open, or gone."""
+    if step is None or step.deleted:
+        return None
+    status = step_status(step)
+    return status if status.is_terminal else None
 
 
 def next_entry(

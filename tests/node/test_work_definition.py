@@ -76,6 +76,7 @@ def test_a_workflow_is_read_with_all_its_fields():
         ({"steps": [{"id": "a", "agent": "e"}, {"id": "a", "agent": "e"}]}, "id 'a' is used twice"),
         ({"steps": [{"id": "a", "agent": "e", "dependsOn": ["a"]}]}, "circle: a -> a"),
         ({"steps": [{"id": "a", "agent": "e", "priority": "urgent"}]}, "'urgent' is not one of high, normal, low"),
+        ({"steps": [{"id": "a", "agent": "e", "onFailure": "stop"}]}, "'stop' is not one of block, continue"),
         ({"steps": [{"id": "a", "agent": "e", "timeoutMs": -1}]}, "'timeoutMs' must be a whole number from 0"),
         ({"steps": [{"id": "a", "agent": "e", "timeoutMs": True}]}, "'timeoutMs' must be a whole number"),
         ({"steps": [{"id": "a", "agent": "e", "node": 3}]}, "'node' must be a node id"),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mesh.ids import Origin
 from node.env import Outcome
 from node.work import transitions
-from node.work.definition import Definition
+from node.work.definition import Definition, Limits, parse_workflow
 from node.work.history import Action
 from node.work.status import step_status
 from node.work.tables import Status
@@ -23,6 +23,7 @@ from node.work.work_queue import Queued, next_due_ms, next_entry, unplaceable
 from tests.node.work_desk import DONE, FAILED, SPACE, desks, step, workflow
 
 FAR = 1 << 60
+REJECTED = Outcome(kind="rejected", error="not like this")
 
 
 @pytest.fixture
@@ -54,6 +55,21 @@ async def test_a_replayed_parent_takes_its_child_out_again(a):
     await a.run(steps["x"])
     await a.replay(task_id, "x")
     assert set(await a.queued()) == {steps["x"].key}
+
+
+async def test_a_step_that_continues_is_queued_below_a_failure_and_taken_out_by_a_replay(a):
+    steps = [{"id": "x", "agent": "echo"}, {"id": "y", "agent": "echo", "dependsOn": ["x"]}]
+    steps += [{"id": "z", "agent": "echo", "dependsOn": ["y"], "onFailure": "continue"}]
+    task_id = (await a.submit(parse_workflow({"steps": steps}, Limits()))).task_id
+    rows = await a.steps(task_id)
+    await a.run(rows["x"], REJECTED)
+    assert set(await a.queued()) == {rows["z"].key}  # y waits in vain
+    await a.replay(task_id, "x")
+    assert set(await a.queued()) == {rows["x"].key}
+    await a.run((await a.steps(task_id))["x"])
+    await a.run((await a.steps(task_id))["y"], REJECTED)
+    claimed = await a.claim((await a.steps(task_id))["z"])
+    assert claimed.job.parents == {}  # it failed: there is no output
 
 
 async def test_a_retry_is_due_after_its_delay_on_the_stamp_clock(a):

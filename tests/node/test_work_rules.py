@@ -9,6 +9,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chaos.invariants import oracle
 from mesh.ids import Origin
 from mesh.rows import Row
 from node.work.priorities import HIGH, LOW, MAX_CONSECUTIVE_HIGH, NORMAL, PriorityWheel
@@ -36,8 +37,9 @@ def folded(steps: list[Row]) -> Status:
     return task_status(make_task(len(steps)), steps)
 
 
-def make_step(name: str, status: Status, *parents: str, deleted: bool = False) -> Row:
+def make_step(name: str, status: Status, *parents: str, deleted: bool = False, on_failure: str | None = None) -> Row:
     values = {"name": name, "status": status.value, "depends_on": json.dumps(parents) if parents else None}
+    values["on_failure"] = on_failure
     origin = Origin("a", 1)
     return Row(
         table="steps",
@@ -81,6 +83,41 @@ def test_a_step_that_waits_for_a_failed_parent_counts_for_nothing():
     assert folded([make_step("x", C), make_step("y", P, "x"), make_step("z", P, "y")]) is C
     assert folded([make_step("x", S), make_step("y", P, "x")]) is P
     assert folded([make_step("x", P), make_step("y", P, "x")]) is P
+
+
+def test_a_step_that_continues_runs_once_no_parent_can_come_to_anything():
+    def fold(*above: Row) -> Status:
+        return folded([*above, make_step("join", P, "x", "y", on_failure="continue")])
+
+    below = make_step("y", P, "x")
+    assert fold(make_step("x", D), below) is P  # it may run
+    assert fold(make_step("x", C), make_step("y", S)) is P
+    assert fold(make_step("x", D), make_step("y", T)) is T
+    assert not is_runnable(make_step("j", P, "x", on_failure="continue"), {"x": make_step("x", T)})
+    assert not is_runnable(make_step("j", P, "x", on_failure="continue"), {})
+    ended = [make_step("x", D), below, make_step("join", S, "x", "y", on_failure="continue")]
+    assert folded(ended) is D  # what failed has failed, whatever came after it
+
+
+def test_a_long_chain_below_a_failure_is_followed_without_recursion():
+    chain = {f"s{n}": make_step(f"s{n}", P, f"s{n - 1}") for n in range(1, 1000)}
+    last = make_step("last", P, "s999", on_failure="continue")
+    assert is_runnable(last, {"s0": make_step("s0", D), **chain, "last": last})
+    assert not is_runnable(last, {"s0": make_step("s0", P), **chain, "last": last})
+
+
+@given(st.data())
+def test_the_oracle_and_the_product_agree_about_which_step_may_run(data):
+    """Two programs of the same rule: the product's is linear, the oracle's looks until it finds nothing more."""
+    names = [f"s{n}" for n in range(data.draw(st.integers(1, 7)))]
+    by_name = {}
+    for number, name in enumerate(names):
+        parents = data.draw(st.lists(st.sampled_from(names[:number]), unique=True)) if number else []
+        policy = data.draw(st.sampled_from([None, "continue"]))
+        status = data.draw(st.sampled_from(list(Status)))
+        by_name[name] = make_step(name, status, *parents, deleted=data.draw(st.booleans()), on_failure=policy)
+    for step in by_name.values():
+        assert is_runnable(step, by_name) == oracle.may_run(step, by_name)
 
 
 def test_deleted_steps_are_not_counted_and_are_no_parents():
