@@ -2,18 +2,17 @@
 
 It promises that an answer comes from a node of the mesh (or from the owner of the local control socket), that errors
 come back as the exception classes of `mesh.errors`, and that a silent peer is given up after `SILENCE_S`. It imports no
-Trio, so that a command line starts quickly.
+Trio, and TLS only for peers, so that a command line starts quickly.
 """
 
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import msgspec
 
@@ -23,7 +22,9 @@ from mesh.protocol import this_release
 from node.streams.frames import LOCAL_CLUSTER, FrameDecoder, encode_message
 from node.streams.local_socket import connect_local
 from node.streams.rpc_messages import SILENCE_S, Call, End, Error, Part, decode_reply, encode
-from node.streams.tls import peer_name
+
+if TYPE_CHECKING:
+    import ssl
 
 CONTROL_SOCKET = "control.sock"
 CONNECT_S = 5.0
@@ -80,6 +81,8 @@ class PeerTarget:
 
     def connect(self) -> socket.socket:
         """Connect, prove who we are, and check that the other side is a node of the same mesh."""
+        from node.streams.tls import peer_name  # brings in OpenSSL, which the control socket does without
+
         try:
             plain = socket.create_connection(self.address, timeout=CONNECT_S)
         except OSError as error:

@@ -14,7 +14,6 @@ from typing import Any
 from mesh.errors import ConfigError, UnavailableError
 from mesh.ids import parse_address
 from node.admin_client import AdminClient, LocalTarget, PeerTarget, Target
-from node.streams.tls import client_context
 
 PEERS_MAX = 16
 
@@ -96,6 +95,7 @@ def _peer_targets(peer: str, root: Path | None, identity: Path | None) -> list[T
     if not identity.is_file():
         raise ConfigError(f"identity {identity} does not exist: give an enrolment file made by `relaymesh mesh enroll`")
     from node.identity_files import read_enrolment  # brings in the cryptography library
+    from node.streams.tls import client_context
 
     material = read_enrolment(identity).tls_material
     context = client_context(material)

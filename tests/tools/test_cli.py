@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from mesh.errors import (
     ConfigError,
@@ -22,6 +23,8 @@ from mesh.errors import (
     StoreError,
     UnavailableError,
 )
+from tools.cli import app
+from tools.command_parts import Part
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -184,6 +187,48 @@ def test_help_and_version_start_without_the_heavy_libraries():
             [sys.executable, "-c", code, *args], cwd=REPOSITORY, capture_output=True, text=True, check=True
         )
         assert ran.stderr.splitlines()[-1] == "[]", (args, ran.stderr)
+
+
+def test_the_status_of_a_task_brings_in_nothing_heavy_and_no_other_command(fake_node):
+    fake_node.answers["task"] = {"taskId": "tsk_1", "status": "RUNNING", "steps": [{"name": "a", "status": "RUNNING"}]}
+    code = (
+        "import sys; from tools.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print(*sorted(sys.modules), file=sys.stderr)"
+    )
+
+    ran = subprocess.run(
+        [sys.executable, "-c", code, "--root", str(fake_node.root), "task", "tsk_1"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    loaded = ran.stderr.splitlines()[-1].split()
+    heavy = ("trio", "cryptography", "apsw", "prometheus_client", "rich", "pydantic", "ssl", "asyncio", "chaos")
+    assert "tsk_1" in ran.stdout
+    assert "tools.work_commands" in loaded
+    assert [name for name in loaded if name.split(".")[0] in heavy] == []
+    assert [name for name in loaded if name.endswith("_commands") and name != "tools.work_commands"] == []
+
+
+def test_each_part_of_the_commands_names_what_it_registers():
+    # A name that is missing here works, but every command line that uses it imports all modules to find it.
+    for part in get_command(app).parts:
+        assert set(part.names) == set(part.commands())
+
+
+def test_a_command_that_its_part_does_not_name_is_found_all_the_same(relaymesh, monkeypatch):
+    part = Part(lambda app: app.command("late")(lambda: print("found")), ())
+    monkeypatch.setattr(type(get_command(app)), "parts", (part,))
+
+    assert relaymesh("late").out == "found\n"
+
+
+def test_a_mistyped_command_gets_the_right_one_named(relaymesh):
+    assert "submit-workflow" in relaymesh("submit-workflw").err
 
 
 def test_a_real_process_prints_its_version_and_how_long_that_took():
