@@ -9,6 +9,12 @@ from typing import Any
 from tools.durations import format_age, format_duration
 from tools.output import escape
 
+STEPS_IN_FULL_MAX = 8
+"""More do not fit on a screen; of a larger task those that need attention are told."""
+TIMELINE_LINES_MAX = 40
+
+_URGENCY = ("DEAD_LETTER", "RETRYING", "RUNNING", "PENDING", "CANCELLED", "SUCCESS")
+
 
 def print_explanation(answer: Mapping[str, Any]) -> None:
     """Print what became of a task and of each of its steps, in sentences and with times since its submission."""
@@ -23,8 +29,26 @@ def print_explanation(answer: Mapping[str, Any]) -> None:
         print(escape(answer["summary"]))
     for rival in answer.get("keyConflicts") or []:
         print(escape(f"same key: {rival['taskId']}{' (holds the key)' if rival.get('holdsKey') else ''}"))
-    for step in steps:
+    for step in choose_steps(steps):
         _print_step(step, begun_ms)
+    if len(steps) > STEPS_IN_FULL_MAX:
+        print(
+            f"\n{len(steps) - STEPS_IN_FULL_MAX} more steps: `relaymesh workflow {escape(answer['taskId'])}` "
+            "shows all, `relaymesh explain STEP-ID` tells of one"
+        )
+
+
+def choose_steps(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The steps that are told in full: all, or those that need attention most."""
+    if len(steps) <= STEPS_IN_FULL_MAX:
+        return list(steps)
+
+    def urgency(step: Mapping[str, Any]) -> tuple[int, bool]:
+        status = step.get("status")
+        blocked = any(reason.get("code") == "parents" for reason in step.get("reasons") or [])
+        return _URGENCY.index(status) if status in _URGENCY else 0, blocked
+
+    return sorted(steps, key=urgency)[:STEPS_IN_FULL_MAX]
 
 
 def _print_step(step: Mapping[str, Any], begun_ms: int) -> None:
@@ -32,8 +56,19 @@ def _print_step(step: Mapping[str, Any], begun_ms: int) -> None:
     print(escape(f"step {step['name']}: {step['status']}, owner {step.get('owner') or 'nobody'} ({step['stepId']})"))
     if step.get("summary"):
         print(escape(f"  {step['summary']}"))
-    for item in step.get("timeline") or []:
+    # The summary gives the weightiest reason.
+    for reason in (step.get("reasons") or [])[1:]:
+        print(escape(f"  also: {reason['text']}"))
+    runs = step.get("runs") or []
+    for run in runs if len(runs) > 1 else []:
+        print(escape(f"  run under epoch {run['epoch']} on {run['node']}: {run['text']}"))
+    for tie in step.get("ties") or []:
+        print(escape(f"  {tie['winner']} won over {tie['loser']}: {tie['text']}"))
+    timeline = step.get("timeline") or []
+    for item in timeline[-TIMELINE_LINES_MAX:]:
         print(escape(f"  {_since(item['atMs'] - begun_ms):>10}  {item['text']}"))
+    if len(timeline) > TIMELINE_LINES_MAX:
+        print(f"  ({len(timeline) - TIMELINE_LINES_MAX} earlier events: --json has them)")
 
 
 def _since(span_ms: float) -> str:

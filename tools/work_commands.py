@@ -233,8 +233,14 @@ def _replay(
     return EXIT_OK if answer.get("replayed") else EXIT_NEGATIVE
 
 
-def _explain(session: Session, task_id: TaskId) -> int:
-    """Say who ran a task, why there, twice, or not yet."""
+def _explain(
+    session: Session, task_id: Annotated[str, typer.Argument(metavar="ID", help="Id of a task, or of one step.")]
+) -> int:
+    """Say who ran a task or step, why twice, or not yet.
+
+    Each step with all that keeps it from running, each of its runs and what became of it, and what decided where two
+    results met. Times are those since the submit.
+    """
     answer = session.ask("explain", taskId=task_id)
     if session.json:
         print_json(answer)

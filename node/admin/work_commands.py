@@ -14,6 +14,7 @@ from mesh.membership import Status as MemberStatus
 from mesh.placement import Requirement, able
 from mesh.rows import Row
 from node.admin.arguments import Arguments
+from node.admin.situation import members_away, read_stored, situation_of
 from node.node import Node
 from node.storage.reader import Reader
 from node.storage.store import Commit
@@ -33,12 +34,12 @@ from node.work.definition import (
     single,
 )
 from node.work.disk_budget import database_bytes
-from node.work.explain import Situation, explain_step
+from node.work.explain import explain_step
 from node.work.history import Action
-from node.work.payloads import missing_payloads
 from node.work.status import is_partial, step_status, task_status
 from node.work.tables import Status
 from node.work.transitions import existing_task, task_steps, tasks_of_key
+from node.work.unknown_ids import unknown_id
 from node.work.views import event_view, payload_fields, task_result, task_view, workflow_view
 
 log = logging.getLogger(__name__)
@@ -321,10 +322,10 @@ class WorkCommands:
     async def _explain(self, args: Arguments) -> dict[str, Any]:
         """The story of a task, or of the one step whose id was given."""
         asked = args.text("taskId")
-        task, steps, history = await self._node.store.read(lambda reader: _story(reader, args.namespace, asked))
-        situation = self._situation(await self._node.store.read(partial(missing_payloads, rows=steps)))
+        task, steps, history = await self._story(args, asked)
+        situation = situation_of(self._node, await self._node.store.read(partial(read_stored, steps=steps)))
         rivals = await self._node.store.read(lambda reader: _key_rivals(reader, task))
-        told = [explain_step(step, steps, history, situation) for step in steps if asked in (task.key, step.key)]
+        told = [explain_step(step, steps, history, situation, task) for step in steps if asked in (task.key, step.key)]
         return {
             "taskId": task.key,
             "status": task_status(task, steps).value,
@@ -335,29 +336,14 @@ class WorkCommands:
             "events": [event_view(row) for row in history],
         }
 
-    def _situation(self, missing: frozenset[str]) -> Situation:
-        node = self._node
-        return Situation(
-            me=node.spec.node_id,
-            member_status={member.node_id: member.status.value for member in node.gossip.members.all()},
-            offers=node.ownership.all_offers(),
-            usable=node.loop.usable(),
-            gate_open=node.gate.is_open,
-            reclaim_frozen=not node.loop.may_reclaim(),
-            paused=node.runtime.paused,
-            idle_slots=node.runtime.idle_slots,
-            missing_payloads=missing,
-            running_here=frozenset(node.runtime.running()),
-            linked_sites=node.spec.settings.linked_sites,
-            lacks_support=node.support.why_not,
-        )
+    async def _story(self, args: Arguments, asked: str) -> tuple[Row, list[Row], list[Row]]:
+        away = members_away(self._node.gossip.members.all())
+        return await self._node.store.read(lambda reader: _story(reader, args.namespace, asked, away))
 
     async def _logs(self, args: Arguments) -> list[dict[str, Any]]:
         step = args.optional_text("step", chars_max=128)
         limit = args.whole("limit", 100, smallest=1, largest=LIST_MAX)
-        _, steps, history = await self._node.store.read(
-            lambda reader: _story(reader, args.namespace, args.text("taskId"))
-        )
+        _, steps, history = await self._story(args, args.text("taskId"))
         names = {row.key: row.text("name") for row in steps}
         lines = [
             {**event_view(row), "step": names.get(row.text("step_id"))}
@@ -393,11 +379,11 @@ def _load(reader: Reader, args: Arguments) -> tuple[Row, list[Row]]:
     return task, task_steps(reader, args.namespace, task.key)
 
 
-def _story(reader: Reader, namespace: str, asked: str) -> tuple[Row, list[Row], list[Row]]:
-    if asked.startswith("stp_"):
-        step = reader.get("steps", namespace, asked)
-        asked = step.text("task_id") if step is not None else asked
-    task = existing_task(reader, namespace, asked)
+def _story(reader: Reader, namespace: str, asked: str, away: Sequence[str]) -> tuple[Row, list[Row], list[Row]]:
+    step = reader.get("steps", namespace, asked) if asked.startswith("stp_") else None
+    task = reader.get("tasks", namespace, asked if step is None else step.text("task_id"))
+    if task is None or task.deleted:
+        raise unknown_id(reader, namespace, asked, away)
     history = reader.select("history", "namespace = ? AND task_id = ?", (namespace, task.key), order="hlc")
     return task, task_steps(reader, namespace, task.key), history
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from mesh.fences import Fence
 from mesh.placement import Offer
 from mesh.rows import Row
 from node.work.history import Action
+from node.work.runs import owners_of, runs_of, ties_of
 from node.work.status import continues, depends_on, is_runnable, roster_of, step_status, tell_roster
 from node.work.tables import Status
 from node.work.work_queue import requirement_of
@@ -42,18 +43,47 @@ class Situation:
     """Whether an unknown owner is taken for one at another site."""
     lacks_support: Callable[[Row], str] = lambda _step: ""
     """Which support of its roster a step of this node lacks, as a sentence."""
+    now_ms: int | None = None
+    """This node's physical clock; without it nothing is said of what is due when."""
+    dead_in_s: Mapping[str, float] = field(default_factory=dict)
+    """Of SUSPECT members: in how many seconds each is DEAD, unless it answers."""
+    store_failed: frozenset[str] = frozenset()
+    """Members that say themselves that they cannot commit."""
+    heirs: Callable[[Row], Sequence[str]] = lambda _step: ()
+    """Who could take a step over, in order."""
+    full_agents: frozenset[str] = frozenset()
+    """Agents of which this node runs as many at a time as it may."""
+    holds: Mapping[str, str] = field(default_factory=dict)
+    """What was paused, by the key of its row, and by whom and why."""
 
 
-def explain_step(step: Row, siblings: Sequence[Row], history: Sequence[Row], situation: Situation) -> dict[str, Any]:
-    """The story of one step as `{"name", "status", "summary", "timeline": [sentence…], "events": […]}`."""
+class Reason(NamedTuple):
+    """One thing that keeps a step from running or ending: a word for programs, a sentence for people."""
+
+    code: str
+    text: str
+
+
+def explain_step(
+    step: Row, siblings: Sequence[Row], history: Sequence[Row], situation: Situation, task: Row | None = None
+) -> dict[str, Any]:
+    """The story of one step.
+
+    `{"stepId", "name", "status", "owner", "summary", "reasons": [{"code", "text"}…], "owners", "runs", "ties",
+    "timeline": [{"atMs", "text", "node", "epoch", "action"}…]}`; for owners, runs and ties see node/work/runs.py.
+    """
     by_name = {sibling.text("name"): sibling for sibling in siblings}
     events = sorted(
         (row for row in history if row.text("step_id") == step.key and row.text("action") != Action.LOGGED),
         key=lambda row: (row.hlc, row.key),
     )
-    timeline: list[dict[str, Any]] = [{"atMs": step.integer("created_hlc") >> 16, "text": "submitted"}]
+    owners = owners_of(step, events)
+    timeline = [_line(step.integer("created_hlc") >> 16, "submitted", owners[0]["node"], None, "submitted")]
     timeline += [line for row in events if (line := _earlier_claim(row)) is not None]
-    timeline += [{"atMs": row.hlc >> 16, "text": tell(row)} for row in events]
+    timeline += [
+        _line(row.hlc >> 16, tell(row), row.node, Fence.decode(row.text("fence")).lease_epoch, row.text("action"))
+        for row in events
+    ]
     timeline += _current_lease(step)
     timeline.sort(key=lambda item: int(item["atMs"]))
     return {
@@ -62,8 +92,16 @@ def explain_step(step: Row, siblings: Sequence[Row], history: Sequence[Row], sit
         "status": step_status(step).value,
         "owner": step.text("owner"),
         "summary": summarise(step, by_name, events, situation),
+        "reasons": [reason._asdict() for reason in reasons(step, by_name, situation, task)],
+        "owners": owners,
+        "runs": runs_of(step, events),
+        "ties": ties_of(events),
         "timeline": timeline,
     }
+
+
+def _line(at_ms: int, text: str, node: str, epoch: int | None, action: str) -> dict[str, Any]:
+    return {"atMs": at_ms, "text": text, "node": node, "epoch": epoch, "action": action}
 
 
 def _earlier_claim(row: Row) -> dict[str, Any] | None:
@@ -72,7 +110,8 @@ def _earlier_claim(row: Row) -> dict[str, Any] | None:
     if row.text("action") != Action.TAKEN_OVER or detail.get("was") != Status.RUNNING:
         return None
     lease = Fence.decode(row.text("fence"))
-    return {"atMs": detail["claimedAtMs"], "text": f"{row.text('from_node')} ran it under epoch {lease.lease_epoch}"}
+    text = f"{row.text('from_node')} ran it under epoch {lease.lease_epoch}"
+    return _line(detail["claimedAtMs"], text, row.text("from_node"), lease.lease_epoch, "claimed")
 
 
 def _current_lease(step: Row) -> list[dict[str, Any]]:
@@ -80,11 +119,10 @@ def _current_lease(step: Row) -> list[dict[str, Any]]:
     owner, claimed = step.text("owner"), step.lease_hlc >> 16
     lines: list[dict[str, Any]] = []
     if step.integer("attempt") and status is not Status.CANCELLED:
-        lines.append(
-            {"atMs": claimed, "text": f"{owner} ran attempt {step.integer('attempt')} under epoch {step.lease_epoch}"}
-        )
+        text = f"{owner} ran attempt {step.integer('attempt')} under epoch {step.lease_epoch}"
+        lines.append(_line(claimed, text, owner, step.lease_epoch, "claimed"))
     if status.is_terminal:
-        lines.append({"atMs": step.hlc >> 16, "text": f"ended as {status.value} on {owner}"})
+        lines.append(_line(step.hlc >> 16, f"ended as {status.value} on {owner}", owner, step.lease_epoch, "ended"))
     return lines
 
 
@@ -123,7 +161,7 @@ def tell(row: Row) -> str:
 def summarise(step: Row, by_name: Mapping[str, Row], events: Sequence[Row], situation: Situation) -> str:
     """One or two sentences: the state, and why."""
     status, owner = step_status(step), step.text("owner")
-    runs = _runs(step, events)
+    runs = len(runs_of(step, events))
     twice = f" It was started {runs} times: {_why_twice(events)}." if runs > 1 else ""
     match status:
         case Status.SUCCESS:
@@ -138,22 +176,6 @@ def summarise(step: Row, by_name: Mapping[str, Row], events: Sequence[Row], situ
             )
         case _:
             return why_not_yet(step, by_name, situation) + twice
-
-
-def _runs(step: Row, events: Sequence[Row]) -> int:
-    """How often the step was started: what the history tells, and the run under the present lease."""
-    told = (Action.FAILED, Action.LOST, Action.RELEASED, Action.REQUEUED, Action.ABORTED, Action.SUPERSEDED)
-    keys = {row.text("fence") for row in events if row.text("action") in told}
-    keys |= {
-        row.text("fence")
-        for row in events
-        if row.text("action") == Action.TAKEN_OVER and json.loads(row.text("detail")).get("was") == Status.RUNNING
-    }
-    # A step that waits has not been started under its present lease, or that run is over and told of above. The last
-    # attempt of a dead letter is told of too, with the same fence.
-    if step.integer("attempt") and step_status(step) not in (Status.PENDING, Status.RETRYING):
-        keys.add(Fence.of(step, step.text("owner")).encode())
-    return len(keys)
 
 
 def _why_twice(events: Sequence[Row]) -> str:
@@ -172,43 +194,116 @@ def _why_twice(events: Sequence[Row]) -> str:
 
 def why_not_yet(step: Row, by_name: Mapping[str, Row], situation: Situation) -> str:
     """Why a waiting step does not run now, the first reason that holds."""
+    first = reasons(step, by_name, situation)[0]
+    return f"It waits. {first.text}" if first.code in _ABOUT_OTHERS else first.text
+
+
+def reasons(step: Row, by_name: Mapping[str, Row], situation: Situation, task: Row | None = None) -> list[Reason]:
+    """All that keeps the step from running, or a running one from ending well, the weightiest first.
+
+    Of a waiting step there is at least one; of one that ended there is none.
+    """
+    status = step_status(step)
+    if status.is_terminal:
+        return []
+    found = [
+        _blocked(step, by_name),
+        Reason("owner-away", _owner_trouble(step, situation).strip()),
+        _cancel(step, situation, task),
+    ]
+    if status is Status.RUNNING:
+        return [reason for reason in [*found, _support(step, situation)] if reason.text]
+    found += [_held(step, situation), _not_due(step, situation), *_place(step, situation)]
+    found += [Reason("payload", _missing_payload(step, by_name, situation)), _support(step, situation)]
+    weighty = [reason for reason in found if reason.text]
+    here = _own_reasons(step, situation)
+    if weighty:
+        # Whether a slot is free does not matter to what could not use one; but a shut gate is told of.
+        return weighty + [reason for reason in here if reason.code in ("node-paused", "gate")]
+    queued = f"It waits in the queue of {step.text('owner')} for a free slot."
+    return [Reason("slots", " ".join([queued, *(reason.text for reason in here)])), *here]
+
+
+_ABOUT_OTHERS = ("owner-away", "support")
+"""Reasons whose sentences do not say themselves that the step waits."""
+
+
+def _blocked(step: Row, by_name: Mapping[str, Row]) -> Reason:
     waiting = [
         name
         for name in depends_on(step)
         if name not in by_name
         or not (step_status(by_name[name]) is Status.SUCCESS or (continues(step) and by_name[name].rank))
     ]
-    if waiting and not is_runnable(step, by_name):
-        named = ", ".join(
-            f"{name} ({step_status(by_name[name]).value if name in by_name else 'not here yet'})"
-            for name in waiting[:5]
-        )
-        return f"It waits for {len(waiting)} step(s) it depends on: {named}."
-    trouble = _owner_trouble(step, situation)
-    if trouble:
-        return "It waits." + trouble
+    if not waiting or is_runnable(step, by_name):
+        return Reason("parents", "")
+    named = ", ".join(
+        f"{name} ({step_status(by_name[name]).value if name in by_name else 'not here yet'})" for name in waiting[:5]
+    )
+    text = f"It waits for {len(waiting)} step(s) it depends on: {named}."
+    ended = [name for name in waiting if name in by_name and step_status(by_name[name]).is_terminal]
+    if ended:
+        text += f" It never runs unless {ended[0]} succeeds: mend what made that fail, then `relaymesh replay`."
+    return Reason("parents", text)
+
+
+def _cancel(step: Row, situation: Situation, task: Row | None) -> Reason:
+    if task is None or step.integer("task_generation") >= task.integer("cancelled_below"):
+        return Reason("cancel", "")
+    mode, why, owner = task.text("cancel_mode"), task.text("cancel_reason"), step.text("owner")
+    may_end = mode == "soft" and step_status(step) is Status.RUNNING
+    obeys = "lets this run end first" if may_end else "ends it"
+    return Reason("cancel", f"A {mode} cancel was requested ({why or 'no reason given'}): {owner} {obeys}.")
+
+
+def _held(step: Row, situation: Situation) -> Reason:
+    owner, agent = step.text("owner"), step.text("agent")
+    for key in ("mesh", f"node {owner}", f"drain {owner}", f"agent {agent}"):
+        if key in situation.holds:
+            what = "The whole mesh" if key == "mesh" else key[0].upper() + key[1:]
+            return Reason("held", f"{what} was paused {situation.holds[key]}: `relaymesh resume` lets it go on.")
+    return Reason("held", "")
+
+
+def _not_due(step: Row, situation: Situation) -> Reason:
+    now_ms, delay_ms = situation.now_ms, step.integer("delay_ms")
     if step_status(step) is Status.RETRYING:
-        return (
+        due_ms = (step.hlc >> 16) + step.integer("retry_delay_ms")
+        due = f" (due {_in_words(due_ms, now_ms)})" if now_ms is not None else ""
+        return Reason(
+            "retry",
             f"Attempt {step.integer('attempt')} failed; {step.text('owner')} tries again "
-            f"{step.integer('retry_delay_ms') / 1000:.1f} s after that. Last error: {step.text('last_error')}"
+            f"{step.integer('retry_delay_ms') / 1000:.1f} s after that{due}. Last error: {step.text('last_error')}",
         )
+    if not delay_ms or now_ms is None or (due_ms := (step.integer("created_hlc") >> 16) + delay_ms) <= now_ms:
+        return Reason("delay", "")
+    return Reason("delay", f"It was submitted with a delay of {delay_ms / 1000:g} s: due {_in_words(due_ms, now_ms)}.")
+
+
+def _in_words(due_ms: int, now_ms: int) -> str:
+    return f"in {(due_ms - now_ms) / 1000:.1f} s" if due_ms > now_ms else "now"
+
+
+def _place(step: Row, situation: Situation) -> list[Reason]:
+    """Who can run it at all: nobody, or others than its owner."""
     misfits = _misfits(step, situation)
     if misfits is not None:
-        return f"No member can run it: {misfits}. It waits until one can."
+        return [Reason("nobody-able", f"No member can run it: {misfits}. It waits until one can.")]
     owner = situation.offers.get(step.text("owner"))
     miss = owner.misses(requirement_of(step)) if owner is not None else None
-    if miss is not None:
-        return (
+    if miss is None:
+        return []
+    return [
+        Reason(
+            "owner-unable",
             f"Its owner {step.text('owner')} {miss} and hands it over to a member that can run it: ask the owner, if "
-            "this lasts."
+            "this lasts.",
         )
-    missing = _missing_payload(step, by_name, situation)
-    if missing:
-        return missing
-    lacking = _support_trouble(step, situation)
-    if lacking:
-        return "It waits." + lacking
-    return f"It waits in the queue of {step.text('owner')} for a free slot." + _own_reasons(step, situation)
+    ]
+
+
+def _support(step: Row, situation: Situation) -> Reason:
+    return Reason("support", _support_trouble(step, situation).strip())
 
 
 def _support_trouble(step: Row, situation: Situation) -> str:
@@ -220,7 +315,9 @@ def _missing_payload(step: Row, by_name: Mapping[str, Row], situation: Situation
     if step.text("owner") != situation.me:
         return ""
     needed = {"its input": step.text("input_ref")}
-    needed |= {f"the result of {name}": by_name[name].text("result_ref") for name in depends_on(step)}
+    needed |= {
+        f"the result of {name}": by_name[name].text("result_ref") for name in depends_on(step) if name in by_name
+    }
     for what, reference in needed.items():
         if reference in situation.missing_payloads:
             return (
@@ -245,6 +342,8 @@ def _misfits(step: Row, situation: Situation) -> str | None:
 def _owner_trouble(step: Row, situation: Situation) -> str:
     owner = step.text("owner")
     status = situation.member_status.get(owner)
+    if owner in situation.store_failed and owner != situation.me:
+        return f" Its owner {owner} says that its store fails; an able member takes it over."
     if owner == situation.me or status == "ALIVE":
         return ""
     if status is None and situation.linked_sites:
@@ -255,7 +354,10 @@ def _owner_trouble(step: Row, situation: Situation) -> str:
     if status is None:
         return f" Its owner {owner} is not known here; after one dead time an able member takes it over."
     if status == "SUSPECT":
-        return f" Its owner {owner} does not answer (SUSPECT): it refutes soon, or an able member takes over."
+        by_then = situation.dead_in_s.get(owner)
+        when = "" if by_then is None else f" in {max(0.0, by_then):.1f} s"
+        heir = f"{heirs[0]}" if (heirs := situation.heirs(step)) else "an able member"
+        return f" Its owner {owner} does not answer (SUSPECT): it refutes soon, or {heir} takes over{when}."
     if situation.reclaim_frozen:
         return (
             f" Its owner {owner} is {status}, but more than half of the mesh failed at once: nothing is taken over for "
@@ -266,14 +368,24 @@ def _owner_trouble(step: Row, situation: Situation) -> str:
             f" Its owner {owner} is {status}; an able member takes it over once {tell_roster(roster)} agree, since it "
             "asked to run in one place only (on_partition=wait)."
         )
-    return f" Its owner {owner} is {status}; an able member takes it over."
+    heirs = situation.heirs(step)
+    heir = f"{heirs[0]}" + (f", or {heirs[1]} a moment later," if heirs[1:] else "") if heirs else "an able member"
+    return f" Its owner {owner} is {status}; {heir} takes it over."
 
 
-def _own_reasons(step: Row, situation: Situation) -> str:
+def _own_reasons(step: Row, situation: Situation) -> list[Reason]:
+    """What this node, as its owner, has to say beside: that it starts nothing, or has no room."""
     if step.text("owner") != situation.me:
-        return ""
+        return []
     if situation.paused:
-        return f" This node starts nothing new: {situation.paused}."
+        return [Reason("node-paused", f"This node starts nothing new: {situation.paused}.")]
     if not situation.gate_open:
-        return " This node has just started or was paused, and waits to hear from a peer before it touches old work."
-    return "" if situation.idle_slots else " All slots of this node are busy."
+        return [
+            Reason(
+                "gate",
+                "This node has just started or was paused, and waits to hear from a peer before it touches old work.",
+            )
+        ]
+    if step.text("agent") in situation.full_agents:
+        return [Reason("agent-full", f"This node runs as many of {step.text('agent')} at a time as it may.")]
+    return [] if situation.idle_slots else [Reason("slots-full", "All slots of this node are busy.")]

@@ -11,7 +11,7 @@ from mesh.fences import Fence
 from mesh.ids import Origin
 from mesh.placement import Offer
 from mesh.rows import Row
-from node.work.explain import Situation, explain_step, summarise, tell, why_not_yet
+from node.work.explain import Situation, explain_step, reasons, summarise, tell, why_not_yet
 from node.work.history import Action
 from node.work.tables import Status
 
@@ -209,3 +209,82 @@ def test_the_timeline_is_in_order_and_leaves_logs_out():
         (3000, "ended"),
     ]
     assert (told["stepId"], told["status"], told["owner"]) == ("stp_s", "SUCCESS", "a")
+
+
+def codes(step: Row, *siblings: Row, task: Row | None = None, **changes) -> list[str]:
+    by_name = {row.text("name"): row for row in (step, *siblings)}
+    return [reason.code for reason in reasons(step, by_name, _changed(**changes), task)]
+
+
+def a_task(mode: str = "hard", **values) -> Row:
+    return Row(
+        table="tasks",
+        namespace="default",
+        key="tsk_1",
+        rank=1,
+        hlc=1,
+        node="a",
+        origin=Origin("a", 1),
+        seq=9,
+        values={"cancelled_below": 1, "cancel_mode": mode, "cancel_reason": "wrong input", **values},
+    )
+
+
+def test_every_reason_that_holds_is_told_the_weightiest_first():
+    assert codes(a_step()) == ["slots"]
+    assert codes(a_step(), idle_slots=0) == ["slots", "slots-full"]
+    assert codes(a_step(), full_agents=frozenset({"echo"})) == ["slots", "agent-full"]
+    assert codes(a_step(), paused="its store fails") == ["slots", "node-paused"]
+    assert codes(a_step(agent="rare"), gate_open=False, idle_slots=0) == ["nobody-able", "gate"]
+    assert codes(a_step(owner="c", agent="rare"), task=a_task()) == ["owner-away", "cancel", "nobody-able"]
+    child = a_step(name="y", owner="c", depends_on='["x"]', input_ref="blb_1")
+    assert codes(child, a_step(Status.RUNNING, name="x")) == ["parents", "owner-away"]
+    assert codes(a_step(input_ref="blb_1"), missing_payloads=frozenset({"blb_1"})) == ["payload"]
+    assert codes(a_step(pin_node="b")) == ["owner-unable"]
+    assert codes(a_step(), lacks_support=lambda _step: " It needs two.") == ["support"]
+
+
+def test_a_step_that_ended_waits_for_nothing_and_a_running_one_for_no_slot():
+    assert codes(a_step(Status.SUCCESS, attempt=1), idle_slots=0) == []
+    assert codes(a_step(Status.RUNNING, attempt=1), idle_slots=0, gate_open=False) == []
+    assert codes(a_step(Status.RUNNING, attempt=1, owner="c"), task=a_task()) == ["owner-away", "cancel"]
+
+
+def test_a_child_of_a_parent_that_failed_is_told_what_mends_it():
+    child = a_step(name="y", depends_on='["x"]')
+    assert not_yet(child, a_step(Status.DEAD_LETTER, name="x")) == (
+        "It waits for 1 step(s) it depends on: x (DEAD_LETTER). It never runs unless x succeeds: mend what made that "
+        "fail, then `relaymesh replay`."
+    )
+
+
+def test_what_is_due_later_says_when_as_this_clock_counts():
+    retrying = a_step(Status.RETRYING, attempt=1, retry_delay_ms=1500, last_error="oops")
+    assert "1.5 s after that (due in 1.0 s). Last" in not_yet(retrying, now_ms=3500)
+    assert "(due now)" in not_yet(retrying, now_ms=9000)
+    delayed = a_step(created_hlc=1000 << 16, delay_ms=30_000)
+    assert not_yet(delayed, now_ms=11_000) == "It was submitted with a delay of 30 s: due in 20.0 s."
+    assert codes(delayed, now_ms=31_000) == ["slots"]
+
+
+@pytest.mark.parametrize("key", ["mesh", "node a", "drain a", "agent echo"])
+def test_a_hold_on_the_step_its_owner_or_its_agent_is_named(key):
+    text = not_yet(a_step(), holds={key: "by olga (release)"})
+    assert text.endswith("was paused by olga (release): `relaymesh resume` lets it go on.")
+    assert codes(a_step(), holds={"node b": "", "agent other": ""}) == ["slots"]
+
+
+def test_an_owner_that_cannot_be_heard_has_heirs_and_a_time():
+    heirs = {"heirs": lambda _step: ["a", "d"]}
+    suspect = {"member_status": {"b": "SUSPECT"}, "dead_in_s": {"b": 2.5}}
+    assert "it refutes soon, or a takes over in 2.5 s." in not_yet(a_step(owner="b"), **suspect, **heirs)
+    assert "c is DEAD; a, or d a moment later, takes it over." in not_yet(a_step(owner="c"), **heirs)
+    assert "b says that its store fails" in not_yet(a_step(owner="b"), store_failed=frozenset("b"))
+
+
+def test_a_cancel_says_who_has_to_obey():
+    (reason,) = [each for each in reasons(a_step(), {}, HERE, a_task()) if each.code == "cancel"]
+    assert reason.text == "A hard cancel was requested (wrong input): a ends it."
+    running = reasons(a_step(Status.RUNNING, attempt=1), {}, HERE, a_task("soft"))
+    assert running[0].text.endswith("a lets this run end first.")
+    assert "cancel" not in codes(a_step(task_generation=1), task=a_task())  # replayed after it

@@ -55,6 +55,48 @@ def test_an_explanation_with_nothing_but_a_status_is_still_one(fake_node, relaym
     assert relaymesh("--root", fake_node.root, "explain", "tsk_1").out == "tsk_1 is PENDING as this node sees it\n"
 
 
+def test_a_step_that_ran_twice_tells_each_run_and_what_decided(fake_node, relaymesh):
+    step = {
+        **EXPLANATION["steps"][0],
+        "reasons": [{"code": "owner-away", "text": "First."}, {"code": "cancel", "text": "A cancel was requested."}],
+        "runs": [
+            {"epoch": 1, "node": "node-a", "text": "its success does not count"},
+            {"epoch": 2, "node": "node-b", "text": "its result is the accepted one"},
+        ],
+        "ties": [{"winner": "node-b", "loser": "node-a", "text": "the later lease counts"}],
+        "timeline": [{"atMs": at, "text": f"event {at}"} for at in range(45)],
+    }
+    fake_node.answers["explain"] = {**EXPLANATION, "steps": [step]}
+
+    lines = relaymesh("--root", fake_node.root, "explain", "tsk_1").out.splitlines()
+
+    assert lines[6:11] == [
+        "  node-b ran it and its result was accepted.",
+        "  also: A cancel was requested.",
+        "  run under epoch 1 on node-a: its success does not count",
+        "  run under epoch 2 on node-b: its result is the accepted one",
+        "  node-b won over node-a: the later lease counts",
+    ]
+    assert "event 4\n" not in "\n".join(lines)
+    assert lines[-2:] == ["    +0.044 s  event 44", "  (5 earlier events: --json has them)"]
+
+
+def test_a_large_task_tells_of_the_steps_that_need_attention(fake_node, relaymesh):
+    def step(name: str, status: str, *codes: str) -> dict:
+        return {"stepId": name, "name": name, "status": status, "reasons": [{"code": c, "text": c} for c in codes]}
+
+    steps = [step(f"done{n}", "SUCCESS") for n in range(10)]
+    steps += [step("child", "PENDING", "parents"), step("queued", "PENDING", "slots"), step("dead", "DEAD_LETTER")]
+    fake_node.answers["explain"] = {"taskId": "tsk_1", "status": "PENDING", "steps": steps}
+
+    out = relaymesh("--root", fake_node.root, "explain", "tsk_1").out
+    told = [line.split()[1] for line in out.splitlines() if line.startswith("step ")]
+
+    assert told[:3] == ["dead:", "queued:", "child:"]
+    assert len(told) == 8
+    assert "5 more steps: `relaymesh workflow tsk_1` shows all" in out
+
+
 def test_logs_keep_their_lines_and_say_whose_they_are(fake_node, relaymesh):
     at_ms = int(time.time() * 1000) - 5_500
     entries = [
