@@ -18,6 +18,7 @@ from node.admin.arguments import Arguments
 from node.admin.convergence_commands import ConvergenceCommands
 from node.admin.garbage_commands import GarbageCommands
 from node.admin.mesh_commands import MeshCommands
+from node.admin.overview_commands import OverviewCommands
 from node.admin.quarantine_commands import QuarantineCommands
 from node.admin.replication_commands import ReplicationCommands
 from node.admin.snapshot_commands import SnapshotCommands
@@ -50,6 +51,7 @@ class AdminService:
             **WorkCommands(node).commands(),
             **MeshCommands(node, config).commands(),
             **GarbageCommands(node).commands(),
+            **OverviewCommands(node).commands(),
             **TrustCommands(node, config, reenrolment).commands(),
             **SnapshotCommands(node).commands(),
             **QuarantineCommands(node).commands(),
