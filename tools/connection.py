@@ -23,7 +23,7 @@ _REPEATABLE = (
     *("submit", "submit-workflow", "task", "tasks", "workflow", "result", "wait", "cancel", "explain", "logs"),
     *("agents", "members", "mesh-summary", "health", "stats", "metrics"),
     *("mesh-keys", "mesh-revocations", "mesh-ca", "tls-status"),
-    *("ownership-events", "lease-conflicts", "cluster-state", "overview"),
+    *("ownership-events", "lease-conflicts", "cluster-state", "overview", "diagnosis", "version"),
 )
 
 

@@ -13,6 +13,7 @@ from tools.session import Session, command
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     command(app, "top", panel="Mesh")(_top)
+    command(app, "doctor", panel="Mesh")(_doctor)
 
 
 def _top(
@@ -31,3 +32,17 @@ def _top(
     if once or session.json or not sys.stdout.isatty():
         return run_once(session)
     return run_live(session)
+
+
+def _doctor(session: Session) -> int:
+    """Check a node and its mesh, and say what mends it.
+
+    Looks at the store, disk, clock, members, keys, certificates, versions, replicas, quarantine, agents, what waits and
+    what failed lately, settings, and the host's limits, as the asked node sees them. Exit 1 when a check fails.
+
+    \b
+    Example: relaymesh --root data doctor
+    """
+    from tools.doctor import run_doctor
+
+    return run_doctor(session)

@@ -16,6 +16,7 @@ from mesh.errors import ConfigError
 from mesh.ids import parse_namespace
 from node.admin.arguments import Arguments
 from node.admin.convergence_commands import ConvergenceCommands
+from node.admin.diagnosis_commands import DiagnosisCommands
 from node.admin.garbage_commands import GarbageCommands
 from node.admin.mesh_commands import MeshCommands
 from node.admin.overview_commands import OverviewCommands
@@ -52,6 +53,7 @@ class AdminService:
             **MeshCommands(node, config).commands(),
             **GarbageCommands(node).commands(),
             **OverviewCommands(node).commands(),
+            **DiagnosisCommands(node, config).commands(),
             **TrustCommands(node, config, reenrolment).commands(),
             **SnapshotCommands(node).commands(),
             **QuarantineCommands(node).commands(),

@@ -59,3 +59,27 @@ async def test_the_overview_says_what_needs_attention(world, autojump_clock):
     await world.until(lambda: a.sees("b") == "DEAD")
 
     assert any(line.startswith("b is DEAD") for line in (await a.admin("overview"))["attention"])
+
+
+async def test_the_diagnosis_tells_what_waits_why_and_what_gave_up(world, autojump_clock):
+    a = world.host("a")
+    b = world.host("b", agents={"rare": forever})
+    await world.up()
+    dead = await a.submit("fail", input="no luck", maxAttempts=1)
+    await b.crash()
+    await world.until(lambda: a.sees("b") == "DEAD")
+    await a.submit("rare", input="x")
+    pinned = await a.submit("echo", input="x", node="nobody")
+    await a.wait(dead)
+
+    seen = await a.admin("diagnosis")
+
+    assert seen["agentsMissing"] == {"rare": 1}
+    assert {(step["agentId"], step["reason"]) for step in seen["waiting"]} == {
+        ("rare", "nobody-able"),
+        ("echo", "nobody-able"),
+    }
+    assert pinned in {step["taskId"] for step in seen["waiting"]}
+    assert seen["deadLettersLately"] == [{"agentId": "fail", "error": "told to fail", "count": 1}]
+    assert seen["settings"]["diskBudgetBytes"] == 0
+    assert (seen["rootIsOnNetwork"], seen["openFiles"] > 0, seen["openFilesMax"] > 0) == (False, True, True)

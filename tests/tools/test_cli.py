@@ -139,7 +139,7 @@ COMMANDS = (
         "explain",
         "logs",
     ),
-    *("agents", "members", "mesh-summary", "health", "stats", "metrics", "top"),
+    *("agents", "members", "mesh-summary", "health", "stats", "metrics", "top", "doctor"),
     *("ownership-events", "lease-conflicts", "cluster-state", "tls-status", "purge", "mesh-prune"),
     *("cluster-epoch-bump", "mesh-recover", "maintenance", "upgrade-rehearsal", "version", "demo"),
     *("replication-export", "replication-import", "replication-verify", "replication-controller"),
