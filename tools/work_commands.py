@@ -163,10 +163,42 @@ def _tasks(
     return EXIT_OK
 
 
-def _workflow(session: Session, task_id: TaskId) -> int:
-    """Show the steps of a task and what they wait for."""
-    session.show(session.ask("workflow", taskId=task_id), columns=_STEP_COLUMNS)
+def _workflow(
+    session: Session,
+    task_id: TaskId,
+    watch: Annotated[bool, typer.Option("--watch", help="Renew the picture until the task ends.")] = False,
+) -> int:
+    """Draw the steps of a task and what they wait for.
+
+    On a terminal by levels; where there are more steps than lines, each level is one line, and the steps that run or
+    failed are below. With --watch the exit code is 0 only for SUCCESS; Ctrl-C leaves the task as it is.
+    """
+    if watch:
+        return _watch_workflow(session, task_id)
+    view = session.ask("workflow", taskId=task_id)
+    if session.json or not sys.stdout.isatty():
+        session.show(view, columns=_STEP_COLUMNS)
+        return EXIT_OK
+    from tools.workflow_watch import print_workflow  # draws with rich
+
+    print_workflow(view)
     return EXIT_OK
+
+
+def _watch_workflow(session: Session, task_id: str) -> int:
+    from tools.workflow_watch import watch_workflow  # draws with rich
+
+    try:
+        task = watch_workflow(session, task_id)
+    except KeyboardInterrupt:
+        _say(f"stopped watching; task {task_id} goes on: relaymesh workflow {task_id} --watch")
+        raise
+    if session.json:
+        session.show(task)
+    if task["status"] == "SUCCESS":
+        return EXIT_OK
+    _complain_about(task, task_id)
+    return EXIT_NEGATIVE
 
 
 def _result(session: Session, task_id: TaskId) -> int:
