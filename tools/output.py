@@ -7,16 +7,15 @@ reaches a terminal raw: control characters are escaped.
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tools.durations import format_age, format_duration
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 CELL_CHARS_MAX = 100  # a longer value in a table is cut; --json and single-task views show it whole
 LAST_COLUMN_CHARS_MIN = 10  # what a narrow terminal leaves of a table's last column, or the rows stand apart
@@ -24,16 +23,18 @@ LAST_COLUMN_CHARS_MIN = 10  # what a narrow terminal leaves of a table's last co
 # Names of points in time; the contract has one that does not say "At". Every other name in `Ms` is a span.
 _TIME_ENDINGS = ("AtMs", "HeartbeatMs")
 
+# Parameters of the terminal's own language for colours, ECMA-48 SGR: to import rich takes a third of a short command.
+_BOLD, _DIM, _RED, _GREEN, _YELLOW, _CYAN = "1", "2", "31", "32", "33", "36"
 _STYLES = {
-    "ALIVE": "green",
-    "SUCCESS": "green",
-    "RUNNING": "cyan",
-    "SUSPECT": "yellow",
-    "RETRYING": "yellow",
-    "DEAD": "red",
-    "DEAD_LETTER": "red",
-    "LEFT": "dim",
-    "CANCELLED": "dim",
+    "ALIVE": _GREEN,
+    "SUCCESS": _GREEN,
+    "RUNNING": _CYAN,
+    "SUSPECT": _YELLOW,
+    "RETRYING": _YELLOW,
+    "DEAD": _RED,
+    "DEAD_LETTER": _RED,
+    "LEFT": _DIM,
+    "CANCELLED": _DIM,
 }
 
 
@@ -95,34 +96,38 @@ def _print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], now_
 
 
 def _print_on_terminal(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console  # slow to import, and only a terminal needs it
-    from rich.text import Text
-
-    console = Console(highlight=False, soft_wrap=True)
     widths = [max(len(line[index]) for line in [titles, *cells]) for index in range(len(titles))]
     # An id must be whole to be copied, so only the last column may be cut. Where that does not make a table that fits,
     # each row becomes lines of its own.
-    room = console.width - sum(width + 2 for width in widths[:-1])
+    room = shutil.get_terminal_size().columns - sum(width + 2 for width in widths[:-1])
     if room < min(LAST_COLUMN_CHARS_MIN, widths[-1]):
-        _print_rows_apart(console, titles, cells)
+        _print_rows_apart(titles, cells)
         return
     widths[-1] = min(widths[-1], room)
-    for style, line in [("bold", titles), *(("", line) for line in cells)]:
-        texts = [Text(cell, style=style or _STYLES.get(cell, "")) for cell in line]
-        for text, width in zip(texts, widths, strict=True):
-            text.truncate(width, overflow="ellipsis", pad=text is not texts[-1])
-        console.print(Text("  ").join(texts))
+    for style, line in [(_BOLD, titles), *(("", line) for line in cells)]:
+        *before, last = (_fit(cell, width) for cell, width in zip(line, widths, strict=True))
+        fitted = [*before, last.rstrip()]
+        print("  ".join(_paint(text, style or _STYLES.get(cell, "")) for text, cell in zip(fitted, line, strict=True)))
 
 
-def _print_rows_apart(console: Console, titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
-    from rich.text import Text
-
+def _print_rows_apart(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     width = max(len(title) for title in titles)
     for number, line in enumerate(cells):
         if number:
-            console.print()
+            print()
         for title, cell in zip(titles, line, strict=True):
-            console.print(Text(f"{title:<{width}}  ").append(cell, style=_STYLES.get(cell, "")))
+            print(f"{title:<{width}}  {_paint(cell, _STYLES.get(cell, ''))}")
+
+
+def _fit(text: str, width: int) -> str:
+    return text.ljust(width) if len(text) <= width else text[: width - 1] + "…"
+
+
+def _paint(text: str, style: str) -> str:
+    """The text in a style, where the terminal knows colours and nobody forbade them (no-color.org)."""
+    if not style or os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
+        return text
+    return f"\x1b[{style}m{text}\x1b[0m"
 
 
 def format_cell(key: str, value: Any, *, now_ms: float) -> str:

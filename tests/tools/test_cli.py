@@ -189,10 +189,12 @@ def test_help_and_version_start_without_the_heavy_libraries():
         assert ran.stderr.splitlines()[-1] == "[]", (args, ran.stderr)
 
 
-def test_the_status_of_a_task_brings_in_nothing_heavy_and_no_other_command(fake_node):
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_the_status_of_a_task_brings_in_nothing_heavy_and_no_other_command(fake_node, on_terminal):
     fake_node.answers["task"] = {"taskId": "tsk_1", "status": "RUNNING", "steps": [{"name": "a", "status": "RUNNING"}]}
     code = (
-        "import sys; from tools.cli import app\n"
+        f"import sys; sys.stdout.isatty = lambda: {on_terminal}\n"
+        "from tools.cli import app\n"
         "try: app(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         "print(*sorted(sys.modules), file=sys.stderr)"

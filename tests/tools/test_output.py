@@ -95,6 +95,18 @@ def test_a_terminal_gets_a_table_and_markup_of_agents_stays_text(monkeypatch, ca
     assert "\x1b[" in terminal.getvalue()
 
 
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_a_terminal_that_wants_no_colours_gets_none(monkeypatch, name, value):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv(name, value)
+
+    print_answer([{"status": "ALIVE", "nodeId": "a"}])
+
+    assert terminal.getvalue() == "STATUS  NODE_ID\nALIVE   a\n"
+
+
 def on_a_terminal(monkeypatch, columns: int, rows) -> list[str]:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
