@@ -90,7 +90,7 @@ def _rates_line(rates: Mapping[str, float] | None) -> Text:
 
 
 def _queue_line(overview: Mapping[str, Any]) -> Text:
-    busy = overview["slots"] - overview["idleSlots"]
+    busy = overview["runningHere"]
     line = Text(f"queue of {escape(overview['nodeId'])}: ")
     for name, queue in overview["queue"].items():
         oldest = "" if queue["oldestAgeMs"] is None else f" (oldest {format_duration(queue['oldestAgeMs'])})"

@@ -22,9 +22,8 @@ from node.storage.reader import Reader
 from node.work.explain import reasons
 from node.work.history import Action
 from node.work.retention import namespaces
-from node.work.status import step_status
+from node.work.status import depends_on, step_status
 from node.work.tables import Status
-from node.work.transitions import task_steps
 
 WAITING_LOOKED_AT = 50
 """The oldest waiting steps, of which the reasons are told."""
@@ -80,9 +79,9 @@ class DiagnosisCommands:
     async def _waiting(self, now_ms: int) -> list[dict[str, Any]]:
         """The steps of this node's queue that wait longest, and why."""
         told = []
-        for step, siblings in await self._node.store.read(_longest_waiting):
-            stored = await self._node.store.read(partial(read_stored, steps=[step, *siblings]))
-            by_name = {row.text("name"): row for row in siblings}
+        for step, parents in await self._node.store.read(_longest_waiting):
+            stored = await self._node.store.read(partial(read_stored, steps=[step, *parents]))
+            by_name = {row.text("name"): row for row in parents}
             first = reasons(step, by_name, situation_of(self._node, stored))[:1]
             told.append(
                 {
@@ -99,9 +98,19 @@ class DiagnosisCommands:
 
 
 def _longest_waiting(reader: Reader) -> list[tuple[Row, list[Row]]]:
+    """The steps, each with those that it depends on."""
     found = reader.sql("SELECT namespace, step_id FROM queue ORDER BY enqueued_hlc LIMIT ?", (WAITING_LOOKED_AT,))
     steps = [reader.get("steps", namespace, step_id) for namespace, step_id in found]
-    return [(step, task_steps(reader, step.namespace, step.text("task_id"))) for step in steps if step is not None]
+    return [(step, _parents(reader, step)) for step in steps if step is not None]
+
+
+def _parents(reader: Reader, step: Row) -> list[Row]:
+    # Not all siblings: fifty steps of one task of a thousand would read fifty thousand.
+    names = depends_on(step)
+    if not names:
+        return []
+    where = f"namespace = ? AND task_id = ? AND deleted = 0 AND name IN ({','.join('?' * len(names))})"
+    return reader.select("steps", where, (step.namespace, step.text("task_id"), *names))
 
 
 def _dead_letters(reader: Reader, since_ms: int) -> list[dict[str, Any]]:

@@ -42,6 +42,7 @@ class OverviewCommands:
         self._depths = Depths({}, 0, {}, [])
         self._count_again_at = float("-inf")
         self._turn = trio.Lock()
+        self._begun_at = node.env.clock.monotonic()
         node.store.on_commit(lambda commit: self._flow.on_commit(commit, node.env.clock.monotonic()))
 
     def commands(self) -> dict[str, Callable[[Arguments], Awaitable[Any]]]:
@@ -67,7 +68,7 @@ class OverviewCommands:
             "queue": {name: _depth(self._depths.queue.get(name), now_ms) for name in PRIORITIES},
             "queuedForOthers": self._depths.not_here,
             "slots": node.spec.slots,
-            "idleSlots": node.runtime.idle_slots,
+            "runningHere": len(node.runtime.running()),
             "totals": asdict(self._flow.totals),
             "countedForMs": int((now - (now if self._flow.since is None else self._flow.since)) * 1000),
             "runningTotal": len(running),
@@ -95,7 +96,7 @@ class OverviewCommands:
             "status": member.status.value,
             "effectiveStatus": member.status.value if is_me else effective.value,
             "isThisNode": is_me,
-            "statusSinceMs": int((to_wall + member.status_since) * 1000),
+            "statusSinceMs": int((to_wall + (self._begun_at if is_me else member.status_since)) * 1000),
             "lastHeartbeatMs": None if member.last_heard is None else int((to_wall + member.last_heard) * 1000),
             "storeFailed": member.store_failed,
             "release": member.speaks.release or node.ownership.release_of(member.node_id),

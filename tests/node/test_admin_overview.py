@@ -46,6 +46,8 @@ async def test_the_overview_counts_what_happens_while_it_is_asked_for(world, aut
     members = {member["nodeId"]: member for member in seen["members"]}
     assert (members["a"]["isThisNode"], members["a"]["openSteps"], members["a"]["runningSteps"]) == (True, 2, 1)
     assert members["b"]["status"] == "ALIVE"
+    assert seen["runningHere"] == 1
+    assert seen["generatedAtMs"] - members["a"]["statusSinceMs"] < 60_000
     assert seen["queue"]["normal"]["depth"] == 1
     assert seen["attention"] == ["1 steps wait at a that cannot run there: `doctor`"]
 

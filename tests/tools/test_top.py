@@ -58,7 +58,7 @@ def an_overview(members: int = 2, runs: int = 1, **more: Any) -> dict[str, Any]:
         "queue": {"high": {"depth": 3, "oldestAgeMs": 2_000}, "normal": {"depth": 0, "oldestAgeMs": None}},
         "queuedForOthers": 0,
         "slots": 4,
-        "idleSlots": 3,
+        "runningHere": 1,
         "totals": {"submitted": 10, "started": 8, "finished": 7, "failed": 1},
         "countedForMs": 5_000,
         "runningTotal": runs,
