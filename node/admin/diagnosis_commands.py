@@ -22,8 +22,9 @@ from node.storage.reader import Reader
 from node.work.explain import reasons
 from node.work.history import Action
 from node.work.retention import namespaces
-from node.work.status import depends_on, step_status
+from node.work.status import continues, depends_on, step_status
 from node.work.tables import Status
+from node.work.transitions import task_steps
 
 WAITING_LOOKED_AT = 50
 """The oldest waiting steps, of which the reasons are told."""
@@ -105,10 +106,12 @@ def _longest_waiting(reader: Reader) -> list[tuple[Row, list[Row]]]:
 
 
 def _parents(reader: Reader, step: Row) -> list[Row]:
-    # Not all siblings: fifty steps of one task of a thousand would read fifty thousand.
     names = depends_on(step)
     if not names:
         return []
+    if continues(step):  # whether its parents can still come to something depends on theirs
+        return task_steps(reader, step.namespace, step.text("task_id"))
+    # Not all siblings: fifty steps of one task of a thousand would read fifty thousand.
     where = f"namespace = ? AND task_id = ? AND deleted = 0 AND name IN ({','.join('?' * len(names))})"
     return reader.select("steps", where, (step.namespace, step.text("task_id"), *names))
 
