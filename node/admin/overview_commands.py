@@ -13,6 +13,7 @@ from mesh.rows import Row
 from node.admin.arguments import Arguments
 from node.node import Node
 from node.storage.reader import Reader
+from node.storage.store import Commit
 from node.work.flow import Flow
 from node.work.tables import MESH_NAMESPACE, PRIORITIES
 
@@ -43,11 +44,15 @@ class OverviewCommands:
         self._count_again_at = float("-inf")
         self._turn = trio.Lock()
         self._begun_at = node.env.clock.monotonic()
-        node.store.on_commit(lambda commit: self._flow.on_commit(commit, node.env.clock.monotonic()))
+        node.store.on_commit(self._on_commit)
 
     def commands(self) -> dict[str, Callable[[Arguments], Awaitable[Any]]]:
         """Every command by its name."""
         return {"overview": self._overview}
+
+    def _on_commit(self, commit: Commit) -> None:
+        if self._flow.since is not None:
+            self._flow.on_commit(commit, self._node.env.clock.monotonic())
 
     async def _overview(self, args: Arguments) -> dict[str, Any]:
         """All namespaces. Totals count from the first look on, until nobody has looked for 30 s."""

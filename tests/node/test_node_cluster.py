@@ -285,6 +285,10 @@ async def test_a_killed_owners_running_step_runs_again_elsewhere_with_one_result
     assert attempts(world, task_id)["a"] == 1
     told = (await a.admin("explain", taskId=task_id))["steps"][0]
     assert "started 2 times: its owner was gone during the run" in told["summary"]
+    assert [run["accepted"] for run in told["runs"]] == [False, True]
+    heir = told["owner"]
+    assert [owner["node"] for owner in told["owners"]] == ["a", heir]
+    assert told["owners"][0]["untilMs"] == told["owners"][1]["fromMs"]
 
 
 async def test_waiting_steps_of_a_killed_owner_are_taken_over_too(world, autojump_clock):
@@ -580,6 +584,16 @@ async def test_the_same_submit_on_both_sides_of_a_cut_is_one_task(world, autojum
     winner = await owner_of(task_id, c)
     assert conflicts[0]["details"]["winner"] == winner.name
     assert conflicts[0]["details"]["decidedBy"] in ("leaseEpoch", "leaseHlc", "hlc", "node")
+    for host in (a, b, c):
+        told = (await host.admin("explain", taskId=task_id))["steps"][0]
+        assert sorted((run["outcome"], run["accepted"]) for run in told["runs"]) == [
+            ("SUCCESS", True),
+            ("superseded", False),
+        ]
+        assert [run["node"] for run in told["runs"] if run["accepted"]] == [winner.name]
+        (tie,) = told["ties"]
+        assert (tie["winner"], tie["decidedBy"]) == (winner.name, conflicts[0]["details"]["decidedBy"])
+        assert told["reasons"] == []
     await trio.sleep(30)
     assert attempts(world, task_id).total() == 2  # finished work never runs again by itself
 
