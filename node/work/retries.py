@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from node.env import AgentInfo
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
@@ -23,3 +25,13 @@ class RetryPolicy:
         assert attempt >= 1, attempt
         doubling = min(attempt - 1, 30)  # 2**30 base delays already pass every bound; a larger power only costs memory
         return rng.randint(0, min(self.max_backoff_ms, self.base_backoff_ms << doubling))
+
+    def of_step(self, max_attempts: int, agent: AgentInfo | None) -> RetryPolicy:
+        """The policy of one step: its own `max_attempts` unless 0, then its agent's values, then these."""
+        if agent is None:
+            return self
+        return RetryPolicy(
+            max_attempts=max_attempts or agent.max_attempts or self.max_attempts,
+            base_backoff_ms=agent.base_backoff_ms or self.base_backoff_ms,
+            max_backoff_ms=agent.max_backoff_ms or self.max_backoff_ms,
+        )

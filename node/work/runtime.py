@@ -521,15 +521,8 @@ class Runtime:
         return transitions.requeue(tx, step, me=self._me, action=action, why=why)
 
     def _policy(self, step: Row) -> RetryPolicy:
-        default = self._limits.retry
         info = self._env.executor.agents().get(step.text("agent"))
-        if info is None:
-            return default
-        return RetryPolicy(
-            max_attempts=step.integer("max_attempts") or info.max_attempts or default.max_attempts,
-            base_backoff_ms=info.base_backoff_ms or default.base_backoff_ms,
-            max_backoff_ms=info.max_backoff_ms or default.max_backoff_ms,
-        )
+        return self._limits.retry.of_step(step.integer("max_attempts"), info)
 
     async def _settle(self, transition: Callable[[Transaction], tuple[str, Claimed | None]]) -> Claimed | None:
         """Commit the end of a run, as often as it takes: a result in hand is not dropped because a disk was full.
