@@ -156,7 +156,7 @@ class HostPool:
         limit = trio.move_on_after(job.timeout_s)
         try:
             with limit:
-                reply = await host.exchange(_run_frame(job))
+                reply = await host.exchange(encode_frame(run_of(job)))
         except FrameError as error:
             nonsense = f"{error}, and was ended: "
         except BaseException:
@@ -287,18 +287,17 @@ async def _receive_opening(host: AgentHost) -> FromHost | None:
         return None
 
 
-def _run_frame(job: Job) -> bytearray:
-    return encode_frame(
-        Run(
-            agent=job.agent,
-            payload=job.payload,
-            parents=dict(job.parents),
-            fence=job.fence,
-            attempt=job.attempt,
-            task_id=job.task_id,
-            step_id=job.step_id,
-            step_name=job.step_name,
-            namespace=job.namespace,
-            trace=job.traceparent,
-        )
+def run_of(job: Job) -> Run:
+    """The job as a handler's process is told of it."""
+    return Run(
+        agent=job.agent,
+        payload=job.payload,
+        parents=dict(job.parents),
+        fence=job.fence,
+        attempt=job.attempt,
+        task_id=job.task_id,
+        step_id=job.step_id,
+        step_name=job.step_name,
+        namespace=job.namespace,
+        trace=job.traceparent,
     )
