@@ -12,7 +12,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -89,16 +90,9 @@ def run(config: NodeConfig) -> None:
         log.warning("the setting %s has no effect in this release", key)
     with root_lock(config.root):
         _check_ports(config)
-        executor = ProcessExecutor(
-            config.root,
-            config.agents,
-            slots=config.slots,
-            memory_bytes_max=config.settings.agent_memory_mb << 20,
-            default_timeout_s=config.settings.agent_timeout_ms / 1000,
-            result_bytes_max=config.settings.result_max_bytes,
-        )
+        executor = _executor(config)
         try:
-            trio.run(_start, config, executor)
+            trio.run(_start, config, executor, _process_signals)
         except BaseExceptionGroup as group:
             # Not `except*`: what such a block raises is a group again, and `main` would not know it.
             refusals, rest = group.split(RelayMeshError)
@@ -107,14 +101,50 @@ def run(config: NodeConfig) -> None:
             raise _first(refusals) from None
 
 
-async def _start(config: NodeConfig, executor: ProcessExecutor) -> None:
+async def embed(
+    config: NodeConfig,
+    signals: AsyncIterator[int],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a node inside of somebody else's loop, until `signals` brings a number; the process's own are left alone.
+
+    Raises as `run`, errors of the running node in groups. `task_status.started()` when it can take work.
+    """
+    with root_lock(config.root):
+        _check_ports(config)
+        await _start(config, _executor(config), lambda: nullcontext(signals), task_status.started)
+
+
+def _process_signals() -> AbstractContextManager[AsyncIterator[int]]:
+    return trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT)
+
+
+def _executor(config: NodeConfig) -> ProcessExecutor:
+    return ProcessExecutor(
+        config.root,
+        config.agents,
+        slots=config.slots,
+        memory_bytes_max=config.settings.agent_memory_mb << 20,
+        default_timeout_s=config.settings.agent_timeout_ms / 1000,
+        result_bytes_max=config.settings.result_max_bytes,
+    )
+
+
+async def _start(
+    config: NodeConfig,
+    executor: ProcessExecutor,
+    open_signals: Callable[[], AbstractContextManager[AsyncIterator[int]]],
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
     # Agent files are read first: one that cannot be imported must be refused before a mesh is founded for it.
     async with executor.running():
         enrolment = _enrolment(config)
         net = TrioNet(make_contexts(enrolment.tls_material), source_host=config.rpc_bind.host)
         env = make_env(config.root, net=net, executor=executor)
         try:
-            await _serve(config, enrolment, env, net)
+            with open_signals() as signals:
+                await _serve(config, enrolment, env, net, signals, on_ready)
         finally:
             env.writer_thread.close()
             env.reader_thread.close()
@@ -193,11 +223,18 @@ def spec_of(config: NodeConfig, enrolment: Enrolment) -> NodeSpec:
     )
 
 
-async def _serve(config: NodeConfig, enrolment: Enrolment, env: Env, net: TrioNet) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as streams:
-            # Ports come before the database: a taken port must leave no trace.
-            datagrams = await env.net.bind_datagram(config.bind)
+async def _serve(
+    config: NodeConfig,
+    enrolment: Enrolment,
+    env: Env,
+    net: TrioNet,
+    signals: AsyncIterator[int],
+    on_ready: Callable[[], None],
+) -> None:
+    async with trio.open_nursery() as streams:
+        # Ports come before the database: a taken port must leave no trace.
+        datagrams = await env.net.bind_datagram(config.bind)
+        try:
             ready = _LateServer()
             await streams.start(env.net.serve, config.rpc_bind, ready.handle)
             await streams.start(env.net.serve_local, config.root / "control.sock", ready.handle)
@@ -205,11 +242,13 @@ async def _serve(config: NodeConfig, enrolment: Enrolment, env: Env, net: TrioNe
             await node.open()
             try:
                 admin = AdminService(node, config, Reenrolment(node, net, config.root, enrolment))
-                await _run_node(node, config, admin, datagrams, ready, signals)
+                await _run_node(node, config, admin, datagrams, ready, signals, on_ready)
             finally:
                 with trio.CancelScope(shield=True), trio.move_on_after(STOP_MAX_S):
                     await node.close()
-            streams.cancel_scope.cancel()
+        finally:
+            datagrams.close()
+        streams.cancel_scope.cancel()
 
 
 async def _run_node(
@@ -219,6 +258,7 @@ async def _run_node(
     datagrams: DatagramSocket,
     ready: _LateServer,
     signals: AsyncIterator[int],
+    on_ready: Callable[[], None],
 ) -> None:
     async with trio.open_nursery() as nursery:
 
@@ -237,6 +277,7 @@ async def _run_node(
             config.rpc_bind,
             config.root / "control.sock",
         )
+        on_ready()
         async for signum in signals:
             log.info("%s: giving work back and leaving", signal.Signals(signum).name)
             break
