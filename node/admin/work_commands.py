@@ -40,7 +40,15 @@ from node.work.status import is_partial, step_status, task_status
 from node.work.tables import Status
 from node.work.transitions import existing_task, task_steps, tasks_of_key
 from node.work.unknown_ids import unknown_id
-from node.work.views import event_view, payload_fields, task_result, task_view, workflow_view
+from node.work.views import (
+    event_view,
+    payload_fields,
+    task_result,
+    task_version,
+    task_view,
+    watched_view,
+    workflow_view,
+)
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +84,7 @@ class WorkCommands:
             "workflow": self._workflow,
             "result": self._result,
             "wait": self._wait,
+            "watch": self._watch,
             "cancel": self._cancel,
             "replay": self._replay,
             "explain": self._explain,
@@ -231,6 +240,14 @@ class WorkCommands:
         view["timedOut"] = Status(view["status"]) not in _ENDED
         log.debug("waited for %s: %s", task_id, view["status"])
         return view
+
+    async def _watch(self, args: Arguments) -> dict[str, Any]:
+        """The task as soon as its version is another than `seen`, or as it is when the time is up."""
+        seen = args.optional_text("seen")
+        timeout_ms = args.whole("timeoutMs", 30_000, largest=WAIT_MS_MAX)
+        with trio.move_on_after(timeout_ms / 1000):
+            await self._wait_until(args, lambda task, steps: task_version(task, steps) != seen)
+        return await self._node.store.read(lambda reader: watched_view(reader, *_load(reader, args)))
 
     async def _wait_until(self, args: Arguments, condition: Callable[[Row, list[Row]], bool]) -> None:
         task_id = args.text("taskId")

@@ -9,6 +9,7 @@ from typing import Any
 
 from mesh.errors import NotFoundError
 from mesh.fences import Fence
+from mesh.ids import content_id
 from mesh.rows import Row
 from node.storage.reader import Reader
 from node.work.payloads import load_payload
@@ -45,6 +46,18 @@ def task_view(reader: Reader, task: Row, steps: Sequence[Row], *, with_steps: bo
         by_name = {step.text("name"): step for step in steps}
         view["steps"] = [step_view(reader, step, by_name) for step in steps]
     return view
+
+
+def watched_view(reader: Reader, task: Row, steps: Sequence[Row]) -> dict[str, Any]:
+    """A task for who follows it: with its `version`, and whether it has `ended` and no step runs any more."""
+    ended = task_status(task, steps).is_terminal and all(step_status(step) is not Status.RUNNING for step in steps)
+    return {**task_view(reader, task, steps), "version": task_version(task, steps), "ended": ended}
+
+
+def task_version(task: Row, steps: Sequence[Row]) -> str:
+    """A text that differs whenever any row of the task does."""
+    dots = (f"{row.origin.node} {row.origin.incarnation} {row.seq}".encode() for row in (task, *steps))
+    return content_id("ver", *dots)
 
 
 def step_view(reader: Reader, step: Row, by_name: dict[str, Row]) -> dict[str, Any]:

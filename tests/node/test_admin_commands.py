@@ -152,6 +152,23 @@ async def test_wait_tells_when_its_time_is_up(world, autojump_clock):
     assert (await a.admin("wait", taskId=task_id))["timedOut"] is False
 
 
+async def test_watch_answers_once_the_task_is_another_than_the_one_seen(world, autojump_clock):
+    a = await start(world)
+    task_id = await a.submit("sleep", input="10")
+
+    first = await a.admin("watch", taskId=task_id)
+    began = trio.current_time()
+    running = first
+    while running["status"] != "RUNNING":
+        running = await a.admin("watch", taskId=task_id, seen=running["version"])
+    idle = await a.admin("watch", taskId=task_id, seen=running["version"], timeoutMs=500)
+    ended = await a.admin("watch", taskId=task_id, seen=running["version"])
+
+    assert (idle["version"], idle["ended"]) == (running["version"], False)
+    assert (ended["status"], ended["ended"], ended["resultPayload"]) == ("SUCCESS", True, "10")
+    assert trio.current_time() - began == pytest.approx(10, abs=0.2)
+
+
 async def test_cancel_answers_what_came_of_it(world, autojump_clock):
     a = await start(world)
     running = await a.submit("sleep", input="50")
@@ -345,7 +362,9 @@ async def test_a_request_that_cannot_be_read_is_refused(world, autojump_clock):
         await a.admin("tasks", namespace="No")
 
 
-@pytest.mark.parametrize("command", ["task", "workflow", "result", "wait", "cancel", "replay", "explain", "logs"])
+@pytest.mark.parametrize(
+    "command", ["task", "workflow", "result", "wait", "watch", "cancel", "replay", "explain", "logs"]
+)
 async def test_a_task_that_is_not_known_here_is_not_found(world, autojump_clock, command):
     a = await start(world)
     with pytest.raises(NotFoundError, match="task tsk_x is not known here"):
