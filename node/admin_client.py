@@ -133,6 +133,10 @@ class AdminClient:
         after the node acted: repeat only what carries an idempotency key or changes nothing.
         """
         body = msgspec.msgpack.encode({"command": command, "namespace": namespace, "args": dict(args or {})})
+        return self.exchange(command, body)
+
+    def exchange(self, command: str, body: bytes) -> Any:
+        """The same for a request that is encoded already; `command` is for the texts of errors."""
         opening = this_release() if self._connection is None else None
         request = encode_message(self._target.cluster, encode(Call("admin", body, opening)))
         connection = self._connection = self._connection or self._target.connect()

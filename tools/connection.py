@@ -13,9 +13,9 @@ from typing import Any
 
 from mesh.errors import ConfigError, UnavailableError
 from mesh.ids import parse_address
-from node.admin_client import AdminClient, LocalTarget, PeerTarget, Target
-
-PEERS_MAX = 16
+from node.admin_client import AdminClient, LocalTarget, Target
+from node.client.targets import PEERS_MAX as PEERS_MAX
+from node.client.targets import peer_targets
 
 # Commands that may be sent again to another peer when an answer did not arrive: they change nothing, or carry a key, or
 # leave the same state however often they run.
@@ -92,11 +92,4 @@ def _peer_targets(peer: str, root: Path | None, identity: Path | None) -> list[T
             "--peer needs to know who you are: give --identity FILE (made by `relaymesh mesh enroll --mesh DIR "
             "--operator NAME --out FILE`), or --root DIR of a node on this host to use its identity"
         )
-    if not identity.is_file():
-        raise ConfigError(f"identity {identity} does not exist: give an enrolment file made by `relaymesh mesh enroll`")
-    from node.identity_files import read_enrolment  # brings in the cryptography library
-    from node.streams.tls import client_context
-
-    material = read_enrolment(identity).tls_material
-    context = client_context(material)
-    return [PeerTarget(address, material.cluster, context) for address in addresses]
+    return list(peer_targets(addresses, identity))
