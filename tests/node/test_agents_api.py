@@ -273,6 +273,23 @@ def test_importing_relaymesh_is_light():
 
 
 @pytest.mark.slow
+def test_what_submitters_use_is_loaded_when_it_is_used_and_the_sync_client_needs_no_loop():
+    code = (
+        "import sys, relaymesh; before = 'node.client' in sys.modules; relaymesh.Client, relaymesh.Workflow; "
+        "print(before, sorted({'trio', 'apsw', 'typer', 'cryptography'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "False []"
+
+
+def test_every_public_name_is_there_and_no_other():
+    assert {name for name in relaymesh.__all__ if getattr(relaymesh, name) is None} == set()
+    assert set(relaymesh.__all__) <= set(dir(relaymesh))
+    with pytest.raises(AttributeError, match="has no attribute 'Klient'"):
+        _ = relaymesh.Klient
+
+
+@pytest.mark.slow
 def test_the_spawner_imports_only_the_standard_library():
     code = "import sys; sys.path.append(sys.argv[1]); import node.agents.spawner; print('trio' in sys.modules)"
     command = [sys.executable, "-I", "-S", "-c", code, str(REPOSITORY)]
