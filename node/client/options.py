@@ -8,16 +8,11 @@ from typing import Any, Literal, TypedDict
 
 Priority = Literal["high", "normal", "low"]
 OnPartition = Literal["takeover", "wait"]
+OnFailure = Literal["block", "continue"]
 
 
-class StepOptions(TypedDict, total=False):
-    """Options of one step of a workflow.
-
-    >>> wf = Workflow("nightly")
-    >>> step = wf.step("echo", "x", id="greet", priority="high", timeout_s=2.5, max_attempts=5)
-    >>> wf.definition()["steps"][0]["timeoutMs"]
-    2500
-    """
+class RunOptions(TypedDict, total=False):
+    """Options of what an agent is asked to do, be it alone or as a step of a workflow."""
 
     priority: Priority
     """Of 12 starts on a busy node 8 are of `high`, 3 of `normal` (the default) and 1 of `low`."""
@@ -32,6 +27,21 @@ class StepOptions(TypedDict, total=False):
     on_partition: OnPartition
     """`takeover`, the default: at least once, on both sides of a cut if need be. `wait`: never in two places at
     once, even if that means not at all; it needs a mesh of 3 members."""
+
+
+class StepOptions(RunOptions, total=False):
+    """Options of one step of a workflow: those of a submit which concern how it runs, and `on_failure`.
+
+    >>> wf = Workflow("nightly")
+    >>> step = wf.step("echo", "x", id="greet", priority="high", timeout_s=2.5, max_attempts=5)
+    >>> wf.definition()["steps"][0]["timeoutMs"]
+    2500
+    """
+
+    on_failure: OnFailure
+    """What it does below a parent that failed. `block`, the default: it waits for a replay of that one. `continue`: it
+    runs when its parents have ended, without the outputs of those that failed; the task is a DEAD_LETTER all the same.
+    """
 
 
 class TaskOptions(TypedDict, total=False):
@@ -50,8 +60,8 @@ class TaskOptions(TypedDict, total=False):
     0, the default, answers when it is durable at the node that was asked."""
 
 
-class SubmitOptions(StepOptions, TaskOptions, total=False):
-    """Options of a submit of one agent's work: those of `StepOptions` and of `TaskOptions`.
+class SubmitOptions(RunOptions, TaskOptions, total=False):
+    """Options of a submit of one agent's work: those of `TaskOptions`, and of `StepOptions` but for `on_failure`.
 
     >>> asked: SubmitOptions = {"key": "order-42", "priority": "high", "timeout_s": 2.5}
     >>> Mesh.memory().submit("echo", "x", **asked).result()
@@ -66,6 +76,7 @@ _ARGUMENTS = {
     "timeout_s": "timeoutMs",
     "max_attempts": "maxAttempts",
     "on_partition": "onPartition",
+    "on_failure": "onFailure",
     "key": "idempotencyKey",
     "replicas": "replicas",
 }

@@ -247,6 +247,25 @@ def test_a_dead_parent_ends_the_task_and_a_replay_goes_on_from_there():
         task.replay()
 
 
+def test_a_step_that_continues_runs_below_a_parent_that_failed():
+    @agent("gather")
+    def gather(ctx: Context) -> str:
+        return ",".join(sorted(ctx.parents))
+
+    wf = Workflow("w")
+    parents = [wf.step("echo", "x", id="good"), wf.step("fail", id="bad", max_attempts=1)]
+    wf.step(gather, parents=parents, id="all", on_failure="continue")
+    mesh = Mesh.memory()
+    task = mesh.submit_workflow(wf)
+
+    assert task.wait() == "DEAD_LETTER"
+    assert [step.status for step in task.progress()] == ["SUCCESS", "DEAD_LETTER", "SUCCESS"]
+    with pytest.raises(TaskFailed, match="step 'bad'"):
+        task.result()
+    with pytest.raises(TypeError, match="unknown option 'on_failure'"):
+        mesh.submit("echo", on_failure="continue")
+
+
 # --- cancel ---
 
 
