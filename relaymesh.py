@@ -22,6 +22,15 @@ if os.path.abspath(_node.__file__ or "") != os.path.join(_home, "node", "__init_
         "comes first on sys.path. Rename that one, or start Python from another folder."
     )
 
-from node.agents.api import Context, Fail, Retry, agent  # noqa: E402  (only after the check above)
+from node.agents.api import (  # noqa: E402  (only after the check above)
+    Cancel,
+    CheckpointError,
+    Context,
+    Fail,
+    LeaseMovedError,
+    Retry,
+    Snooze,
+    agent,
+)
 
-__all__ = ["Context", "Fail", "Retry", "agent"]
+__all__ = ["Cancel", "CheckpointError", "Context", "Fail", "LeaseMovedError", "Retry", "Snooze", "agent"]
