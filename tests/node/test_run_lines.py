@@ -13,6 +13,7 @@ from node.env import Outcome
 from node.work import transitions
 from node.work.run_lines import AttemptLine
 from node.work.views import step_view
+from tests.node.simulated_env import simulated_world
 from tests.node.test_review_work import foreign, open_desk, running
 
 
@@ -149,3 +150,28 @@ async def test_a_checkpoint_above_the_limit_is_refused_before_anything_is_asked(
     line = AttemptLine(save=None, now_ms=lambda: 5)
     with pytest.raises(LimitError, match="above the limit"):
         await line.save_checkpoint(bytes(CHECKPOINT_BYTES_MAX + 1))
+
+
+async def test_only_the_node_that_runs_a_step_shows_its_progress(tmp_path, autojump_clock):
+    async def work(job):
+        job.line.note_progress(0.25, "a quarter")
+        asked = trio.Event()
+        job.line.on_cancel = asked.set
+        await asked.wait()
+        return Outcome(kind="cancelled", error="asked to stop")
+
+    async with simulated_world(tmp_path) as world:
+        a, b = world.host("a", agents={"work": work}), world.host("b")
+        await world.up()
+        task_id = await a.submit("work", node="a")
+        await world.until(lambda: a.jobs)
+        for command in ("task", "workflow"):
+            (step,) = (await a.admin(command, taskId=task_id))["steps"]
+            assert step["progress"]["text"] == "a quarter"
+        await trio.sleep(2)
+        (step,) = (await b.admin("task", taskId=task_id))["steps"]
+        assert (step["status"], step["progress"]) == ("RUNNING", None)
+        # The cancel is asked for at the other node, and soft: the handler hears of it and ends by itself.
+        await b.admin("cancel", taskId=task_id, mode="soft", reason="enough")
+        ended = await a.wait(task_id)
+    assert (ended["status"], ended["lastError"]) == ("CANCELLED", "cancelled: enough")
