@@ -8,6 +8,7 @@ tree is gone before `run` returns.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from mesh.errors import ConfigError, ConflictError, FrameError, RelayMeshError
 from node.agents.api import CHECKPOINT_BYTES_MAX
 from node.agents.process_output import LogTail
 from node.agents.processes import ExitStatus, GuardedProcess, Processes, python_command
+from node.agents.source_files import Stamps, stamps_of
 from node.agents.wire import (
     DONE_OVERHEAD_BYTES_MAX,
     HEADER_BYTES,
@@ -39,6 +41,8 @@ from node.agents.wire import (
 )
 from node.env import Job, Outcome, RunLine
 
+logger = logging.getLogger(__name__)
+
 HOST_START_MAX_S = 120.0
 """For importing the agent files. Some import large libraries from slow disks; this only ends a wait that has no end."""
 
@@ -52,12 +56,18 @@ class AgentHost:
     """The node's end of one host process."""
 
     def __init__(
-        self, process: GuardedProcess, connection: socket.socket, log: LogTail, message_bytes_max: int
+        self,
+        process: GuardedProcess,
+        connection: socket.socket,
+        log: LogTail,
+        message_bytes_max: int,
+        stamps: Stamps | None,
     ) -> None:
         connection.setblocking(False)
         self.process = process
         self.log = log
         self.idle_since = 0.0
+        self.stamps = stamps
         self._connection = connection
         self._message_bytes_max = message_bytes_max
         self._is_sending = False
@@ -167,7 +177,11 @@ class HostPool:
         cwd: Path,
         memory_bytes_max: int,
         result_bytes_max: int,
+        reload: bool = False,
     ) -> None:
+        """With `reload` no job begins in a host that is older than the files' last change."""
+        self._reload = reload
+        self._offers: list[Offer] = []
         self._processes = processes
         self._files = files
         self._cwd = cwd
@@ -185,6 +199,7 @@ class HostPool:
             raise ConfigError(started)
         host, hello = started
         self._put_back(host)
+        self._offers = hello.agents
         return hello.agents
 
     async def serve(self) -> None:
@@ -231,13 +246,21 @@ class HostPool:
 
     async def _take(self) -> AgentHost | str:
         """A host for one job, or why none can be had."""
+        stamps = stamps_of(self._files) if self._reload else None
         while self._idle:
             host = self._idle.pop()
-            if host.is_alive():
+            if host.is_alive() and host.stamps == stamps:
                 return host
             await self._drop(host, softly=False)
         started = await self._start_host()
-        return started if isinstance(started, str) else started[0]
+        if isinstance(started, str):
+            return started
+        host, hello = started
+        if self._reload and hello.agents != self._offers:
+            logger.warning(
+                "the agent files declare other agents or options than at the start: restart the node for those"
+            )
+        return host
 
     def _put_back(self, host: AgentHost) -> None:
         host.idle_since = trio.current_time()
@@ -290,6 +313,7 @@ class HostPool:
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         argv = python_command("node.agents.host", "sys.argv[2:]", flags=("-P",))
         log = LogTail(log_reader, LOG_BYTES_MAX)
+        stamps = stamps_of(self._files) if self._reload else None  # before the host reads them
         try:
             process = await self._processes.start(
                 [*argv, str(self._result_bytes_max), *map(str, self._files)],
@@ -308,7 +332,7 @@ class HostPool:
             os.close(null)
         self._host_count += 1
         bytes_max = max(self._result_bytes_max, CHECKPOINT_BYTES_MAX) + DONE_OVERHEAD_BYTES_MAX
-        return AgentHost(process, ours, log, bytes_max)
+        return AgentHost(process, ours, log, bytes_max, stamps)
 
     async def _end_idle_hosts(self) -> None:
         """End what idled too long. Sleeps without a timer while there is no more than one host."""

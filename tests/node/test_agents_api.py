@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -76,6 +77,11 @@ def test_an_option_that_cannot_work_is_refused(options):
 def test_a_retry_that_cannot_work_is_refused(values):
     with pytest.raises(ValueError):
         Retry(*values)
+
+
+def test_the_examples_of_the_docstrings_are_true():
+    tried = doctest.testmod(api)
+    assert (tried.failed, tried.attempted > 5) == (0, True)
 
 
 def test_two_functions_cannot_share_a_name_but_one_may_be_decorated_again():
