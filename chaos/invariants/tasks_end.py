@@ -91,7 +91,8 @@ class TasksEndAsDefined(Promise):
             case "DEAD_LETTER":
                 return "" if self._fails_for_good(replica, step) else f"is a dead letter: {step.text('last_error')}"
             case "CANCELLED":
-                asked = step.text("task_id") in self._cancels or self._work(replica, step).get("gives_up")
+                gives_up = self._work(replica, step).get("choices", {}).get("gives_up")
+                asked = gives_up or step.text("task_id") in self._cancels
                 return "" if asked else "is cancelled, though nobody asked for it"
             case status:
                 return f"is stuck as {status}" if is_open(step) else ""

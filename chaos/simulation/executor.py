@@ -24,6 +24,20 @@ POISON = "poison"
 SNOOZE_MS = 700
 
 
+class Choices(msgspec.Struct, frozen=True):
+    """What a handler does besides succeeding or failing."""
+
+    snoozes: int = 0
+    """So many of its runs ask to be run again later."""
+    saves: int = 0
+    """So many checkpoints each run keeps, one after the other, counting on from that of the run before."""
+    gives_up: bool = False
+    """It cancels its step where it would have succeeded."""
+
+
+NO_CHOICES = Choices()
+
+
 class Work(msgspec.Struct, frozen=True):
     """The payload of a run."""
 
@@ -34,12 +48,13 @@ class Work(msgspec.Struct, frozen=True):
     """It fails for good, and is not tried again."""
     pad: str = ""
     """Comes back in the result, and in checkpoints, to make rows large."""
-    snoozes: int = 0
-    """So many of its runs ask to be run again later."""
-    saves: int = 0
-    """So many checkpoints each run keeps, one after the other, counting on from that of the run before."""
-    gives_up: bool = False
-    """It cancels its step where it would have succeeded."""
+    choices: Choices | msgspec.UnsetType = msgspec.UNSET
+    """Left out where there are none, so that such payloads are as long as they always were."""
+
+    @property
+    def chosen(self) -> Choices:
+        """Its choices, or none."""
+        return NO_CHOICES if self.choices is msgspec.UNSET else self.choices
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -112,7 +127,7 @@ class SimulatedExecutor:
             self._heap.after(0.05, self._poison)
         ended: list[Outcome] = []
         done = trio.Event()
-        parts = 1 + _work_of(job).saves
+        parts = 1 + _work_of(job).chosen.saves
         await self._save(job, parts)
         appointment = self._heap.after(self._length_s(job) / parts, lambda: self._finish(job, ended, done))
         try:
@@ -157,9 +172,9 @@ class SimulatedExecutor:
             outcome = Outcome(kind="rejected", error="doomed from the start")
         elif job.attempt <= work.fails:
             outcome = Outcome(kind="failed", error=f"fails until attempt {work.fails + 1}")
-        elif self._sink.is_busy(job.step_id, work.snoozes):
+        elif self._sink.is_busy(job.step_id, work.chosen.snoozes):
             outcome = Outcome(kind="snoozed", error="the sink is busy", snooze_ms=SNOOZE_MS)
-        elif work.gives_up:
+        elif work.chosen.gives_up:
             outcome = Outcome(kind="cancelled", error="there is nothing to do")
         else:
             accepted = self._sink.write(job.step_id, job.fence)

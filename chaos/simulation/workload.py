@@ -107,9 +107,11 @@ class Workload:
         draws = self._world.stream(f"handlers of {key}")
         for step in steps:
             if step["agent"] == AGENT and draws.random() < self._spec.handler_share:
-                step["input"]["saves"] = draws.randint(0, SAVES_MAX)
-                step["input"]["snoozes"] = draws.choice([0, 0, 1, SNOOZES_MAX])
-                step["input"]["gives_up"] = draws.random() < _GIVES_UP_SHARE
+                step["input"]["choices"] = {
+                    "saves": draws.randint(0, SAVES_MAX),
+                    "snoozes": draws.choice([0, 0, 1, SNOOZES_MAX]),
+                    "gives_up": draws.random() < _GIVES_UP_SHARE,
+                }
 
     async def _submit_at(self, host: str, args: Mapping[str, Any]) -> None:
         self.submits += 1
