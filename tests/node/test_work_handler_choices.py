@@ -7,7 +7,9 @@ import pytest
 from mesh.errors import ConflictError
 from node.env import Outcome
 from node.work import handler_choices, transitions
+from node.work.explain import Situation, summarise, tell
 from node.work.handler_choices import EVENTS_KEPT
+from node.work.runs import runs_of
 from node.work.tables import Status
 from tests.node.work_desk import FAILED, desks
 
@@ -168,3 +170,16 @@ async def test_a_cancel_of_the_task_goes_before_what_the_handler_chose(a, kind):
     await a.finish(claimed, Outcome(kind=kind, error="mine", snooze_ms=1_000))
     row = await a.step(task_id)
     assert (row.text("status"), row.text("last_error")) == ("CANCELLED", "cancelled: by hand")
+
+
+async def test_a_snooze_is_explained_as_one(a):
+    task_id = await a.one()
+    await a.run(await a.step(task_id), SNOOZE)
+    row = await a.step(task_id)
+    events = await a.store.read(lambda reader: reader.select("history", "task_id = ?", (task_id,)))
+    (run,) = runs_of(row, events)
+    assert (run["outcome"], run["accepted"]) == ("snoozed", False)
+    assert run["text"] == "asked to be run again, which counts as no attempt: the printer is busy"
+    assert tell(events[0]) == "its handler on a asked to be run again 5.0 s later: the printer is busy"
+    situation = Situation(me="a", member_status={"a": "ALIVE"}, offers={}, usable=["a"])
+    assert "asked to be run again 5.0 s after its last run" in summarise(row, {"only": row}, events, situation)
