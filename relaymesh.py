@@ -28,7 +28,16 @@ if os.path.abspath(_node.__file__ or "") != os.path.join(_home, "node", "__init_
         "comes first on sys.path. Rename that one, or start Python from another folder."
     )
 
-from node.agents.api import Context, Fail, Retry, agent  # noqa: E402  (only after the check above)
+from node.agents.api import (  # noqa: E402  (only after the check above)
+    Cancel,
+    CheckpointError,
+    Context,
+    Fail,
+    LeaseMovedError,
+    Retry,
+    Snooze,
+    agent,
+)
 
 if TYPE_CHECKING:
     from mesh.errors import (
@@ -84,11 +93,14 @@ __all__ = [
     "AsyncClient",
     "AsyncMemoryMesh",
     "AsyncTaskHandle",
+    "Cancel",
+    "CheckpointError",
     "Client",
     "ConfigError",
     "ConflictError",
     "Context",
     "Fail",
+    "LeaseMovedError",
     "LimitError",
     "MemoryMesh",
     "Mesh",
@@ -96,6 +108,7 @@ __all__ = [
     "RelayMeshError",
     "ResultTypeError",
     "Retry",
+    "Snooze",
     "Step",
     "StepOptions",
     "StepState",

@@ -12,6 +12,7 @@ from typing import Any
 
 from chaos.observations import (
     CaListInstalled,
+    CheckpointKept,
     ClientAnswered,
     Committed,
     DatabaseReplaced,
@@ -56,6 +57,9 @@ POINTS: Mapping[str, str] = {
     "requeued": "a run was begun anew under a higher cluster epoch",
     # --- work ---
     "retried": "an attempt failed, and the step waited for the next one",
+    "snoozed": "a handler let its step wait, which is no attempt",
+    "checkpoint-used": "a run began with what an earlier one had kept",
+    "checkpoint-used-elsewhere": "a run began with what a run on another host had kept",
     "dead-letter": "a step became a dead letter",
     "poison": "a step became a dead letter because it ended one process after the other",
     "child-ran": "a step ran on the outputs of its parents",
@@ -141,6 +145,7 @@ class Coverage:
         self._openers: dict[tuple[str, int, int, int], str] = {}
         self._generations: dict[tuple[str, int], str] = {}
         self._keys: dict[str, str] = {}
+        self._savers: dict[tuple[str, bytes], str] = {}
         self._failing: dict[str, dict[str, float]] = {}
         self._members: dict[str, dict[str, None]] = {}
         self._rings: dict[str, RingInstalled] = {}
@@ -154,6 +159,7 @@ class Coverage:
             DatabaseReplaced: self._replaced,
             RunStarted: self._run_started,
             RunEnded: self._run_ended,
+            CheckpointKept: self._checkpoint,
             SinkWrite: self._sink,
             Committed: self._committed,
             ClientAnswered: self._answered,
@@ -242,12 +248,21 @@ class Coverage:
             yield "ran-twice"
         if seen.job.parents:
             yield "child-ran"
+        if seen.job.saved:
+            yield "checkpoint-used"
+            if self._savers.get((seen.job.step_id, seen.job.saved), seen.host) != seen.host:
+                yield "checkpoint-used-elsewhere"
         self._running.setdefault(seen.host, {})[seen.job.fence] = seen.job.step_id
 
     def _run_ended(self, seen: RunEnded) -> Iterator[str]:
         self._running.get(seen.host, {}).pop(seen.job.fence, None)
+        if seen.outcome == "snoozed":
+            yield "snoozed"
         if seen.outcome == "killed":
             self._cut_short_ms[seen.host] = seen.at_ms
+
+    def _checkpoint(self, seen: CheckpointKept) -> Iterator[str]:
+        self._savers[seen.job.step_id, seen.content] = seen.host
         yield from ()
 
     def _sink(self, seen: SinkWrite) -> Iterator[str]:

@@ -87,6 +87,22 @@ class RunEnded(Seen):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointAsked(Seen):
+    """A run asked its node to keep a checkpoint."""
+
+    job: Job
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointKept(Seen):
+    """The node answered that it is durable."""
+
+    job: Job
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SinkWrite(Seen):
     """A run wrote to the outside service that checks fences; refused when it had seen a higher one of that step."""
 

@@ -93,6 +93,8 @@ class WorkloadSpec:
     """Of submits, whose steps must never run in two places at once (`onPartition = wait`)."""
     continue_share: float = 0.0
     """Of workflows, whose last step runs even when others fail (`onFailure = continue`)."""
+    handler_share: float = 0.0
+    """Of steps, whose handlers keep checkpoints, snooze, or cancel themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,8 @@ SHORTEST_S = 0.3
 WAIT_SHARES = (0.0, 0.0, 0.3, 0.8)
 """Of submits that ask for `onPartition = wait`: in half of the scenarios none."""
 CONTINUE_SHARES = (0.0, 0.5)
+HANDLER_SHARES = (0.0, 0.0, 0.3, 0.8)
+"""Of steps whose handlers do more than to succeed or fail: in half of the scenarios none."""
 CALM_S = 2.0
 """Between two faults of one process or disk: a host has time to come back."""
 
@@ -121,6 +123,7 @@ def draw(seed: int, *, nodes: tuple[int, int] = NODES) -> Scenario:
             purge_share=stream(seed, "purges").choice(PURGE_SHARES),
             wait_share=stream(seed, "wait").choice(WAIT_SHARES),
             continue_share=stream(seed, "continue").choice(CONTINUE_SHARES),
+            handler_share=stream(seed, "handlers").choice(HANDLER_SHARES),
         ),
         settings={
             **draws.choice([SHORT_DWELL, SHORT_DWELL, {"suspectRecoverMinMs": 200, "deadRecoverMinMs": 5_000}]),

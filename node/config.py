@@ -69,6 +69,8 @@ class NodeConfig:
     start_alone: bool
     """Take over what the database holds without asking a peer first (after a restore of a whole mesh)."""
     settings: Settings
+    dev: bool = False
+    """Start agent processes anew when their files have changed."""
 
 
 def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> NodeConfig:
@@ -97,6 +99,7 @@ def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> NodeConfig:
         log_format=chosen.one_of("log_format", LOG_FORMATS, "text"),
         start_alone=chosen.one_of("start_alone", ("true", "false"), "false") == "true",
         settings=load_settings(root / SETTINGS_FILE, environ),
+        dev=chosen.one_of("dev", ("true", "false"), "false") == "true",
     )
 
 
@@ -166,6 +169,13 @@ def _parser() -> argparse.ArgumentParser:
         const="true",
         help="after a restore, work without having heard from any peer; with a damaged database, begin empty with the "
         "file set aside",
+    )
+    add(
+        "--dev",
+        action="store_const",
+        const="true",
+        help="for developing agents: when a .py file beside an --agents file has changed, the next run is of the new "
+        "one; runs that have begun go on, and new agents or options need a restart",
     )
     add("--version", action=_Version, nargs=0, help="print the version and exit")
     return parser

@@ -128,6 +128,7 @@ def _executor(config: NodeConfig) -> ProcessExecutor:
         memory_bytes_max=config.settings.agent_memory_mb << 20,
         default_timeout_s=config.settings.agent_timeout_ms / 1000,
         result_bytes_max=config.settings.result_max_bytes,
+        reload_agents=config.dev,
     )
 
 

@@ -196,6 +196,27 @@ class AgentInfo:
     concurrency: int | None = None
 
 
+class RunLine(Protocol):
+    """What a running attempt tells its node, and what the node tells the attempt. Lives as long as the attempt."""
+
+    cancel_asked: bool
+    """Whether a cancel of the task was asked for, soft or hard."""
+    on_cancel: Callable[[], None]
+    """Called once when that happens, on the loop's thread; not when it has happened already. The executor sets it."""
+
+    def note_progress(self, fraction: float, text: str) -> None:
+        """Keep in memory how far the attempt says it is: `fraction` from 0 to 1."""
+        ...
+
+    async def save_checkpoint(self, content: bytes) -> None:
+        """Store what the step's next attempt is to begin with; durable on return.
+
+        ConflictError when the lease has moved; LimitError above the limit in agents.api; another RelayMeshError when it
+        may not be stored now, and perhaps was.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One attempt at one step, as an agent sees it."""
@@ -213,6 +234,10 @@ class Job:
     payload: bytes
     parents: Mapping[str, bytes]
     """Outputs of the steps that this one depends on, by step name."""
+    saved: bytes = b""
+    """The latest checkpoint of an earlier attempt, as JSON; empty when there is none."""
+    line: RunLine | None = None
+    """To the node that runs it; None where nobody listens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,11 +245,14 @@ class Outcome:
     """How an attempt ended."""
 
     kind: str
-    """`success`, `failed` (the handler said so), `timeout`, `crashed` (its process died), `rejected` (not retried)."""
+    """`success`, `failed` (the handler said so), `timeout`, `crashed` (its process died), `rejected` (not retried),
+    `snoozed` (waits again, and was no attempt), `cancelled` (the handler gave up on purpose)."""
     result: bytes = b""
     error: str = ""
     log: str = ""
     """The tail of what the handler wrote for people, at most 4 KiB."""
+    snooze_ms: int = 0
+    """How long a snoozed step waits, within the limits of agents.api."""
 
 
 class Executor(Protocol):

@@ -27,7 +27,7 @@ class OwnEpoch(Promise):
         match seen:
             case Committed():
                 for change in seen.changes:
-                    if change.local and change.after.table == "steps" and status_of(change.after) == "RUNNING":
+                    if change.local and change.after.table == "steps" and _may_be_claim(change):
                         yield from self._claim(seen.host, change)
             case RunStarted(job=job):
                 claimed = self._claims.get(seen.host, {}).get(job.step_id)
@@ -48,6 +48,13 @@ class OwnEpoch(Promise):
             yield f"{host} claimed for somebody else: {told(after)}"
         if before is None or after.lease_epoch <= before.lease_epoch or after.lease_hlc != after.hlc:
             yield f"{host} claimed {told(after)} without opening an epoch; before: {before and told(before)}"
+
+
+def _may_be_claim(change: Change) -> bool:
+    """Whether this is anything else than a word of a run under the lease that it has, as a checkpoint is."""
+    before, after = change.before, change.after
+    goes_on = before is not None and status_of(before) == "RUNNING" and fence_of(before) == fence_of(after)
+    return status_of(after) == "RUNNING" and not goes_on
 
 
 class OneRunPerFence(Promise):

@@ -22,6 +22,7 @@ ENDS = frozenset(
         "requeued",
         "replayed",
         "cancelled",
+        "snoozed",
     }
 )
 """Actions of the history that tell what became of a run."""

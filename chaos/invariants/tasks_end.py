@@ -19,10 +19,10 @@ _AGENT, _POISON = "work", "poison"
 class TasksEndAsDefined(Promise):
     """No step is stuck; one is a dead letter only if its agent fails for good or ended five processes that ran it.
 
-    One is cancelled only if a client asked for it, and succeeds only after its parents (`oracle.may_run`). One whose
-    input was lost with the only disk that had it waits for ever: what was told of it elsewhere is not enough to run it.
-    Such a disk may take along that a parent succeeded, too; `children-after-parents` looks at what the step's own node
-    knew.
+    One is cancelled only if a client or its handler asked for it, and succeeds only after its parents
+    (`oracle.may_run`). One whose input or checkpoint was lost with the only disk that had it waits for ever: what was
+    told of it elsewhere is not enough to run it. Such a disk may take along that a parent succeeded, too;
+    `children-after-parents` looks at what the step's own node knew.
     """
 
     name = "tasks-end-as-defined"
@@ -91,19 +91,24 @@ class TasksEndAsDefined(Promise):
             case "DEAD_LETTER":
                 return "" if self._fails_for_good(replica, step) else f"is a dead letter: {step.text('last_error')}"
             case "CANCELLED":
-                return "" if step.text("task_id") in self._cancels else "is cancelled, though nobody asked for it"
+                gives_up = self._work(replica, step).get("choices", {}).get("gives_up")
+                asked = gives_up or step.text("task_id") in self._cancels
+                return "" if asked else "is cancelled, though nobody asked for it"
             case status:
                 return f"is stuck as {status}" if is_open(step) else ""
 
     def _fails_for_good(self, replica: Replica, step: Row) -> bool:
         if step.text("agent") == _POISON:
             return True
+        return bool(self._work(replica, step).get("doomed"))
+
+    def _work(self, replica: Replica, step: Row) -> dict[str, Any]:
         if step.text("agent") != _AGENT:
-            return False
+            return {}
         work: dict[str, Any] = json.loads(content_of(replica.rows, step, "input") or b"{}")
-        return bool(work.get("doomed"))
+        return work
 
 
 def _has_input(replica: Replica, step: Row) -> bool:
-    reference = step.text("input_ref")
-    return not reference or ("payloads", step.namespace, reference) in replica.rows
+    references = filter(None, (step.text("input_ref"), step.text("checkpoint_ref")))
+    return all(("payloads", step.namespace, reference) in replica.rows for reference in references)

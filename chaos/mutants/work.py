@@ -145,6 +145,30 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="checkpoint-dropped-at-take-over",
+        breaks="a checkpoint that returned is there for the next attempt, wherever the step's row is",
+        caught_by=("checkpoints-kept",),
+        edits=(
+            Edit(
+                "node.work.transitions:_own",
+                '"lost_leases": json.dumps(lost) if lost else None,',
+                '"lost_leases": json.dumps(lost) if lost else None, **NO_CHECKPOINT,',
+            ),
+        ),
+    ),
+    Mutant(
+        name="snooze-counted",
+        breaks="a snooze is no attempt",
+        caught_by=("snoozes-uncounted",),
+        edits=(
+            Edit(
+                "node.work.handler_choices:snooze",
+                'max(0, step.integer("attempt") - 1)',
+                'step.integer("attempt")',
+            ),
+        ),
+    ),
+    Mutant(
         name="key-not-deduplicated",
         breaks="one key is one task, however often it is submitted",
         caught_by=("one-task-per-key",),

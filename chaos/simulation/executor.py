@@ -13,13 +13,29 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import msgspec
 import trio
 
-from chaos.observations import RunEnded, RunStarted, Seen, SinkWrite
+from chaos.observations import CheckpointAsked, CheckpointKept, RunEnded, RunStarted, Seen, SinkWrite
 from chaos.simulation.event_heap import EventHeap
 from chaos.simulation.process import Process
+from mesh.errors import RelayMeshError
 from node.env import AgentInfo, Job, Outcome
 
 AGENT = "work"
 POISON = "poison"
+SNOOZE_MS = 700
+
+
+class Choices(msgspec.Struct, frozen=True):
+    """What a handler does besides succeeding or failing."""
+
+    snoozes: int = 0
+    """So many of its runs ask to be run again later."""
+    saves: int = 0
+    """So many checkpoints each run keeps, one after the other, counting on from that of the run before."""
+    gives_up: bool = False
+    """It cancels its step where it would have succeeded."""
+
+
+NO_CHOICES = Choices()
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -31,7 +47,21 @@ class Work(msgspec.Struct, frozen=True):
     doomed: bool = False
     """It fails for good, and is not tried again."""
     pad: str = ""
-    """Comes back in the result, to make rows large."""
+    """Comes back in the result, and in checkpoints, to make rows large."""
+    choices: Choices | msgspec.UnsetType = msgspec.UNSET
+    """Left out where there are none, so that such payloads are as long as they always were."""
+
+    @property
+    def chosen(self) -> Choices:
+        """Its choices, or none."""
+        return NO_CHOICES if self.choices is msgspec.UNSET else self.choices
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """A checkpoint."""
+
+    number: int = 0
+    pad: str = ""
 
 
 class Sink:
@@ -39,6 +69,13 @@ class Sink:
 
     def __init__(self) -> None:
         self._highest: dict[str, str] = {}
+        self._refused: dict[str, int] = {}
+
+    def is_busy(self, step_id: str, times: int) -> bool:
+        """Whether it has no time for this step: the first so many times that it is asked."""
+        asked = self._refused.get(step_id, 0)
+        self._refused[step_id] = asked + 1
+        return asked < times
 
     def write(self, step_id: str, fence: str) -> bool:
         """Whether the write is taken: not when a higher fence of this step came before."""
@@ -90,7 +127,9 @@ class SimulatedExecutor:
             self._heap.after(0.05, self._poison)
         ended: list[Outcome] = []
         done = trio.Event()
-        appointment = self._heap.after(self._length_s(job), lambda: self._finish(job, ended, done))
+        parts = 1 + _work_of(job).chosen.saves
+        await self._save(job, parts)
+        appointment = self._heap.after(self._length_s(job) / parts, lambda: self._finish(job, ended, done))
         try:
             await self._process.live(done.wait)
         except BaseException:
@@ -99,6 +138,25 @@ class SimulatedExecutor:
                 self._tell(RunEnded(at_ms=self._now_ms(), host=host, job=job, outcome="killed"))
             raise
         return ended[0]
+
+    async def _save(self, job: Job, parts: int) -> None:
+        """Keep the checkpoints of a run, each after its part of the time. A refusal does not end the run."""
+        saved = msgspec.json.decode(job.saved or b"{}", type=Saved)
+        try:
+            for number in range(1, parts):
+                await self._process.live(trio.sleep, self._length_s(job) / parts)
+                content = msgspec.json.encode(Saved(saved.number + number, _work_of(job).pad))
+                assert job.line is not None
+                job.line.note_progress(number / parts, "saving")
+                self._tell(CheckpointAsked(at_ms=self._now_ms(), host=self._process.host, job=job, content=content))
+                try:
+                    await self._process.live(job.line.save_checkpoint, content)
+                except RelayMeshError:
+                    continue
+                self._tell(CheckpointKept(at_ms=self._now_ms(), host=self._process.host, job=job, content=content))
+        except BaseException:
+            self._tell(RunEnded(at_ms=self._now_ms(), host=self._process.host, job=job, outcome="killed"))
+            raise
 
     def _length_s(self, job: Job) -> float:
         work = _work_of(job)
@@ -114,6 +172,10 @@ class SimulatedExecutor:
             outcome = Outcome(kind="rejected", error="doomed from the start")
         elif job.attempt <= work.fails:
             outcome = Outcome(kind="failed", error=f"fails until attempt {work.fails + 1}")
+        elif self._sink.is_busy(job.step_id, work.chosen.snoozes):
+            outcome = Outcome(kind="snoozed", error="the sink is busy", snooze_ms=SNOOZE_MS)
+        elif work.chosen.gives_up:
+            outcome = Outcome(kind="cancelled", error="there is nothing to do")
         else:
             accepted = self._sink.write(job.step_id, job.fence)
             self._tell(

@@ -21,6 +21,10 @@ RECENT = 30
 """Cancels, replays and looks choose among this many latest tasks."""
 PURGED_AFTER_MS = (1_000, 8_000)
 MAX_ATTEMPTS = 4
+SAVES_MAX = 3
+SNOOZES_MAX = MAX_ATTEMPTS + 1
+"""More often than a step is tried."""
+_GIVES_UP_SHARE = 0.1
 _LONG_SHARE, _LONG_FACTOR, _LONGEST_S = 0.1, 10, 10.0
 _WAITING_LONG_SHARE, _WAITING_LONG_S = 0.1, 15.0
 """Some waiting steps run for so long: it takes a detection and an election until anybody else could run them, too."""
@@ -81,6 +85,7 @@ class Workload:
 
     async def _submit(self, draws: random.Random, host: str, key: str) -> None:
         args = self._definition(draws) | {"idempotencyKey": key}
+        self._vary_handlers(args["definition"]["steps"], key)
         if self._spec.wait_share and draws.random() < self._spec.wait_share:
             for step in args["definition"]["steps"]:
                 step["onPartition"] = "wait"
@@ -95,6 +100,18 @@ class Workload:
                 nursery.start_soon(self._submit_at, other, args)
         else:
             await self._submit_at(host, args)
+
+    def _vary_handlers(self, steps: list[dict[str, Any]], key: str) -> None:
+        if not self._spec.handler_share:
+            return
+        draws = self._world.stream(f"handlers of {key}")
+        for step in steps:
+            if step["agent"] == AGENT and draws.random() < self._spec.handler_share:
+                step["input"]["choices"] = {
+                    "saves": draws.randint(0, SAVES_MAX),
+                    "snoozes": draws.choice([0, 0, 1, SNOOZES_MAX]),
+                    "gives_up": draws.random() < _GIVES_UP_SHARE,
+                }
 
     async def _submit_at(self, host: str, args: Mapping[str, Any]) -> None:
         self.submits += 1

@@ -212,7 +212,9 @@ class WorkCommands:
     # --- look ---
 
     async def _task(self, args: Arguments) -> dict[str, Any]:
-        return await self._node.store.read(lambda reader: task_view(reader, *_load(reader, args)))
+        view = await self._node.store.read(lambda reader: task_view(reader, *_load(reader, args)))
+        self._node.runtime.add_progress(view["steps"])
+        return view
 
     async def _tasks(self, args: Arguments) -> list[dict[str, Any]]:
         wanted = args.optional_text("status")
@@ -225,7 +227,9 @@ class WorkCommands:
         )
 
     async def _workflow(self, args: Arguments) -> dict[str, Any]:
-        return await self._node.store.read(lambda reader: workflow_view(reader, *_load(reader, args)))
+        view = await self._node.store.read(lambda reader: workflow_view(reader, *_load(reader, args)))
+        self._node.runtime.add_progress(view["steps"])
+        return view
 
     async def _result(self, args: Arguments) -> dict[str, Any]:
         return await self._node.store.read(lambda reader: _result_view(reader, *_load(reader, args)))

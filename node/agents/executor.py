@@ -36,8 +36,9 @@ class ProcessExecutor:
 
     `agent_files` are Python files with decorated functions; `scripts` is a scripts.json, by default
     `<root>/agents/scripts.json` where that exists. At most `slots` processes run jobs at a time; further calls of
-    `run` wait. `memory_bytes_max` bounds the writable memory of each process. ConfigError for a file that cannot be
-    used, from here or from `running`.
+    `run` wait. `memory_bytes_max` bounds the writable memory of each process. With `reload_agents` a run that begins
+    after an agent file has changed is of the new one. ConfigError for a file that cannot be used, from here or from
+    `running`.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class ProcessExecutor:
         default_timeout_s: float = 60.0,
         result_bytes_max: int = 10 * 1024 * 1024,
         kill_grace_s: float = KILL_GRACE_S,
+        reload_agents: bool = False,
     ) -> None:
         root = root.resolve()
         self._files = [_existing_file(file) for file in agent_files]
@@ -81,6 +83,7 @@ class ProcessExecutor:
             cwd=root,
             memory_bytes_max=memory_bytes_max,
             result_bytes_max=result_bytes_max,
+            reload=reload_agents,
         )
 
     def agents(self) -> Mapping[str, AgentInfo]:

@@ -145,7 +145,7 @@ def _exec_command(request: dict[str, Any], descriptors: list[int], guard_pid: in
             )  # Python, nohup and shells leave some ignored, and exec would keep that
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         failure_writer = _place_descriptors(descriptors, failure_writer)
-        _limit_resources(request["memory_bytes_max"])
+        _limit_resources(request["memory_bytes_max"], request["cpu_s_max"])
         os.chdir(request["cwd"])
         os.execvpe(request["argv"][0], request["argv"], {**os.environ, **request["env"]})  # noqa: S606
     except OSError as error:
@@ -169,10 +169,13 @@ def _place_descriptors(descriptors: list[int], failure_writer: int) -> int:
     return above[-1]
 
 
-def _limit_resources(memory_bytes_max: int) -> None:
+def _limit_resources(memory_bytes_max: int, cpu_s_max: int) -> None:
     # RLIMIT_DATA counts memory that can be written, not address space that is merely reserved: RLIMIT_AS would keep
     # programs of the JVM, V8 or Go, which reserve much and use little, from starting at all.
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes_max, memory_bytes_max))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if cpu_s_max:
+        # SIGXCPU first, and SIGKILL a second later for who ignores it.
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s_max, cpu_s_max + 1))
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
         score.write(str(OOM_SCORE_ADJ))

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from node.agents.api import AgentSpec, Context, Fail, payload_parameters
+from node.agents.api import AgentSpec, Cancel, Context, Fail, Link, Snooze, Verdict, payload_parameters
 from node.agents.wire import ERROR_CHARS_MAX, Done, Run
 
 TRACEBACK_FRAMES_MAX = 6  # the innermost ones; the log that they go to keeps 4 KiB
@@ -30,27 +30,30 @@ class Handler:
         self._decode = _payload_decoder(spec, parameter)
         self._call = _caller(spec)
 
-    def run(self, job: Run) -> Done:
+    def run(self, job: Run, link: Link | None = None, turn: int = 0) -> Done:
         """Call the handler once and say how it ended. Never raises for what the handler did."""
         try:
-            arguments = self._arguments(job)
+            arguments = self._arguments(job, link, turn)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             # The same bytes will never decode, so trying again is useless.
             return _rejected(f"the payload does not fit agent {self.spec.name!r}: {error}")
         try:
-            result = _encode_result(self._call(*arguments))
-        except Fail as error:
-            return _rejected(error.reason)
+            returned = self._call(*arguments)
+            if isinstance(returned, Verdict):
+                return _obeyed(returned)
+            result = _encode_result(returned)
+        except Verdict as verdict:
+            return _obeyed(verdict)
         except BaseExceptionGroup as group:
-            chosen = _first_fail(group)
-            return _rejected(chosen.reason) if chosen else _failed(group)
+            chosen = _verdict_of(group)
+            return _obeyed(chosen) if chosen else _failed(group)
         except BaseException as error:  # SystemExit too: a handler does not end its host in passing
             return _failed(error)
         if len(result) > self._result_bytes_max:
             return _rejected(f"the result has {len(result)} bytes, above the limit of {self._result_bytes_max}")
         return Done("success", result, "", retire=False)
 
-    def _arguments(self, job: Run) -> list[Any]:
+    def _arguments(self, job: Run, link: Link | None, turn: int) -> list[Any]:
         payload = [self._decode(job.payload)] if self._decode else []
         if not self._takes_context:
             return payload
@@ -64,6 +67,9 @@ class Handler:
             step_name=job.step_name,
             namespace=job.namespace,
             trace=job.trace,
+            saved=msgspec.json.decode(job.saved) if job.saved else None,
+            link=link,
+            turn=turn,
         )
         return [context, *payload]
 
@@ -114,12 +120,28 @@ def _encode_result(result: Any) -> bytes:
     return b"" if result is None else msgspec.json.encode(result)
 
 
-def _first_fail(group: BaseExceptionGroup[BaseException]) -> Fail | None:
-    """The `Fail` inside what a nursery or task group raised."""
-    chosen: BaseException | None = group.subgroup(Fail)
-    while isinstance(chosen, BaseExceptionGroup):
-        chosen = chosen.exceptions[0]
-    return chosen if isinstance(chosen, Fail) else None
+def _verdict_of(group: BaseExceptionGroup[BaseException]) -> Verdict | None:
+    """What a nursery or task group raised: any `Fail`, or else a `Cancel` or `Snooze` beside which nothing failed."""
+    kinds: tuple[type[Verdict], ...] = (Fail,)
+    if group.split(Verdict)[1] is None:
+        kinds = (Fail, Cancel, Snooze)
+    for kind in kinds:
+        chosen: BaseException | None = group.subgroup(kind)
+        while isinstance(chosen, BaseExceptionGroup):
+            chosen = chosen.exceptions[0]
+        if isinstance(chosen, kind):
+            return chosen
+    return None
+
+
+def _obeyed(verdict: Verdict) -> Done:
+    match verdict:
+        case Snooze():
+            return Done("snoozed", b"", _cut(verdict.reason), retire=False, snooze_ms=round(verdict.after_s * 1000))
+        case Cancel():
+            return Done("cancelled", b"", _cut(verdict.reason), retire=False)
+        case _:
+            return _rejected(verdict.reason)
 
 
 def _rejected(reason: str) -> Done:

@@ -17,21 +17,20 @@ import sys
 import traceback
 from pathlib import Path
 
+import msgspec
+
 from node.agents.api import registered
 from node.agents.handlers import Handler, describe_exception
+from node.agents.host_link import HostLink
 from node.agents.process_tree import become_subreaper
 from node.agents.wire import (
-    HEADER_BYTES,
     HOST_SOCKET_FD,
-    RUN_BYTES_MAX,
     Done,
     FromHost,
     Hello,
     LoadFailed,
     Offer,
     Run,
-    body_length,
-    decode_run,
     encode_frame,
 )
 
@@ -57,7 +56,7 @@ class Host:
     """The loop that runs jobs. SIGTERM interrupts the running handler, and then ends the loop."""
 
     def __init__(self, connection: socket.socket, handlers: dict[str, Handler]) -> None:
-        self._connection = connection
+        self._link = HostLink(connection)
         self._handlers = handlers
         self._pid = os.getpid()
         self._ending = False
@@ -71,10 +70,11 @@ class Host:
         gc.freeze()  # the imported modules need not be walked again by each collection
         try:
             while not self._ending:
-                job = self._receive()
+                job = self._link.receive()
                 if job is None:
                     return
-                self._connection.sendall(encode_frame(self.run(job)))
+                if isinstance(job, Run):  # else a cancel that came after its job had ended
+                    self._link.send(encode_frame(self.run(job)))
         except (BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
             return  # the node is gone or ended us: there is nobody left to answer
 
@@ -85,30 +85,15 @@ class Host:
             return Done(
                 "failed", b"", f"agent {job.agent!r} is no longer in the agent files; restart the node", retire=True
             )
-        done = handler.run(job)
+        done = handler.run(job, self._link, self._link.begin())
         if os.getpid() != self._pid:
             os._exit(0)  # the handler forked and its child came back out of it: only the parent may answer
+        self._link.end()
         sys.stdout.flush()
         sys.stderr.flush()
-        if has_children():
-            return Done(done.kind, done.result, done.error, retire=True)
+        if has_children() or self._link.is_broken:
+            return msgspec.structs.replace(done, retire=True)
         return done
-
-    def _receive(self) -> Run | None:
-        header = self._receive_exactly(HEADER_BYTES)
-        body = header and self._receive_exactly(body_length(header, RUN_BYTES_MAX))
-        return decode_run(body) if body else None
-
-    def _receive_exactly(self, length: int) -> bytearray | None:
-        """`length` bytes, or None at the end of the stream."""
-        buffer = bytearray(length)
-        filled = 0
-        while filled < length:
-            received = self._connection.recv_into(memoryview(buffer)[filled:], 0, socket.MSG_WAITALL)
-            if received == 0:
-                return None
-            filled += received
-        return buffer
 
     def _end_softly(self, _signum: int, _frame: object) -> None:
         self._ending = True

@@ -7,6 +7,8 @@ tree is gone before `run` returns.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -14,24 +16,32 @@ from pathlib import Path
 
 import trio
 
-from mesh.errors import ConfigError, FrameError
+from mesh.errors import ConfigError, ConflictError, FrameError, RelayMeshError
+from node.agents.api import CHECKPOINT_BYTES_MAX
 from node.agents.process_output import LogTail
 from node.agents.processes import ExitStatus, GuardedProcess, Processes, python_command
+from node.agents.source_files import Stamps, stamps_of
 from node.agents.wire import (
     DONE_OVERHEAD_BYTES_MAX,
     HEADER_BYTES,
     LOG_BYTES_MAX,
+    CancelAsked,
     Done,
     FromHost,
     Hello,
     LoadFailed,
     Offer,
+    Report,
     Run,
+    Save,
+    Saved,
     body_length,
     decode_from_host,
     encode_frame,
 )
-from node.env import Job, Outcome
+from node.env import Job, Outcome, RunLine
+
+logger = logging.getLogger(__name__)
 
 HOST_START_MAX_S = 120.0
 """For importing the agent files. Some import large libraries from slow disks; this only ends a wait that has no end."""
@@ -46,14 +56,22 @@ class AgentHost:
     """The node's end of one host process."""
 
     def __init__(
-        self, process: GuardedProcess, connection: socket.socket, log: LogTail, message_bytes_max: int
+        self,
+        process: GuardedProcess,
+        connection: socket.socket,
+        log: LogTail,
+        message_bytes_max: int,
+        stamps: Stamps | None,
     ) -> None:
         connection.setblocking(False)
         self.process = process
         self.log = log
         self.idle_since = 0.0
+        self.stamps = stamps
         self._connection = connection
         self._message_bytes_max = message_bytes_max
+        self._is_sending = False
+        self._owes_cancel = False
 
     def is_alive(self) -> bool:
         """False when the host has ended, or said something unasked, since its last job."""
@@ -65,22 +83,46 @@ class AgentHost:
             pass
         return False
 
-    async def exchange(self, frame: bytes | bytearray) -> FromHost | None:
-        """Send a job and return the answer; None when the host ends instead. FrameError when it talks nonsense."""
-        rest = memoryview(frame)
-        while rest:
-            try:
-                rest = rest[self._connection.send(rest) :]
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._connection)
-            except (BrokenPipeError, ConnectionResetError):
-                return None
-        return await self.receive()
+    async def exchange(self, frame: bytes | bytearray, line: RunLine | None) -> FromHost | None:
+        """Send a job and return the answer; None when the host ends instead. FrameError when it talks nonsense.
 
-    async def receive(self) -> FromHost | None:
-        """The next message; None when the host ends instead. FrameError when it talks nonsense."""
-        buffer = bytearray()
+        Meanwhile `line` hears what the handler says, and may tell it that a cancel was asked for.
+        """
+        if line is not None:
+            line.on_cancel = self._tell_cancel
+            self._owes_cancel = line.cancel_asked
+        try:
+            if not await self._send(frame):
+                return None
+            buffer = bytearray()
+            while True:
+                message = await self.receive(buffer)
+                if isinstance(message, Report):
+                    if line is not None:
+                        line.note_progress(message.fraction, message.text)
+                elif isinstance(message, Save):
+                    if not await self._send(encode_frame(await _save(message, line))):
+                        return None
+                elif buffer:
+                    raise FrameError("an agent host said more than it was asked")
+                else:
+                    return message
+        finally:
+            if line is not None:
+                line.on_cancel = _nothing  # this host may soon run something else
+
+    async def receive(self, buffer: bytearray) -> FromHost | None:
+        """The next message; None when the host ends instead. FrameError when it talks nonsense.
+
+        `buffer` holds what was read beyond the message before, and afterwards what was read beyond this one.
+        """
         while True:
+            if len(buffer) >= HEADER_BYTES:
+                end = HEADER_BYTES + body_length(buffer, self._message_bytes_max)
+                if len(buffer) >= end:
+                    message = decode_from_host(bytes(memoryview(buffer)[HEADER_BYTES:end]))
+                    del buffer[:end]
+                    return message
             await trio.lowlevel.wait_readable(self._connection)
             try:
                 chunk = self._connection.recv(_RECEIVE_BYTES)
@@ -91,13 +133,31 @@ class AgentHost:
             if not chunk:
                 return None
             buffer += chunk
-            if len(buffer) < HEADER_BYTES:
-                continue
-            missing = HEADER_BYTES + body_length(buffer, self._message_bytes_max) - len(buffer)
-            if missing < 0:
-                raise FrameError("an agent host said more than it was asked")
-            if missing == 0:
-                return decode_from_host(memoryview(buffer)[HEADER_BYTES:])
+
+    async def _send(self, frame: bytes | bytearray) -> bool:
+        """Send it whole, and a cancel that came meanwhile; False when the host has ended."""
+        rest = memoryview(frame)
+        self._is_sending = True
+        try:
+            while rest:
+                try:
+                    rest = rest[self._connection.send(rest) :]
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(self._connection)
+                except (BrokenPipeError, ConnectionResetError):
+                    return False
+        finally:
+            self._is_sending = False
+        if self._owes_cancel:
+            self._tell_cancel()
+        return True
+
+    def _tell_cancel(self) -> None:
+        self._owes_cancel = self._is_sending
+        if not self._is_sending:
+            # A full socket would be one of which the host reads nothing; then it would not hear of a cancel either.
+            with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+                self._connection.send(encode_frame(CancelAsked()))
 
     async def end(self, *, softly: bool) -> ExitStatus:
         """End the process and everything below it; afterwards only `log` may still be used, until `close`."""
@@ -117,7 +177,11 @@ class HostPool:
         cwd: Path,
         memory_bytes_max: int,
         result_bytes_max: int,
+        reload: bool = False,
     ) -> None:
+        """With `reload` no job begins in a host that is older than the files' last change."""
+        self._reload = reload
+        self._offers: list[Offer] = []
         self._processes = processes
         self._files = files
         self._cwd = cwd
@@ -135,6 +199,7 @@ class HostPool:
             raise ConfigError(started)
         host, hello = started
         self._put_back(host)
+        self._offers = hello.agents
         return hello.agents
 
     async def serve(self) -> None:
@@ -156,7 +221,7 @@ class HostPool:
         limit = trio.move_on_after(job.timeout_s)
         try:
             with limit:
-                reply = await host.exchange(encode_frame(run_of(job)))
+                reply = await host.exchange(encode_frame(run_of(job)), job.line)
         except FrameError as error:
             nonsense = f"{error}, and was ended: "
         except BaseException:
@@ -165,11 +230,11 @@ class HostPool:
         if isinstance(reply, Done) and not reply.retire:
             log = host.log.text()
             self._put_back(host)
-            return Outcome(kind=reply.kind, result=reply.result, error=reply.error, log=log)
+            return _outcome(reply, log)
         # Softly only while a handler is running: what is left below an answered or dead one has had its time.
         status, log = await self._drop(host, softly=limit.cancelled_caught)
         if isinstance(reply, Done):
-            return Outcome(kind=reply.kind, result=reply.result, error=reply.error, log=log)
+            return _outcome(reply, log)
         if limit.cancelled_caught:
             return Outcome(kind="timeout", error=timeout_text(job), log=log)
         return Outcome(kind="crashed", error=f"the process of agent {job.agent!r} ended: {nonsense}{status}", log=log)
@@ -181,13 +246,21 @@ class HostPool:
 
     async def _take(self) -> AgentHost | str:
         """A host for one job, or why none can be had."""
+        stamps = stamps_of(self._files) if self._reload else None
         while self._idle:
             host = self._idle.pop()
-            if host.is_alive():
+            if host.is_alive() and host.stamps == stamps:
                 return host
             await self._drop(host, softly=False)
         started = await self._start_host()
-        return started if isinstance(started, str) else started[0]
+        if isinstance(started, str):
+            return started
+        host, hello = started
+        if self._reload and hello.agents != self._offers:
+            logger.warning(
+                "the agent files declare other agents or options than at the start: restart the node for those"
+            )
+        return host
 
     def _put_back(self, host: AgentHost) -> None:
         host.idle_since = trio.current_time()
@@ -240,6 +313,7 @@ class HostPool:
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         argv = python_command("node.agents.host", "sys.argv[2:]", flags=("-P",))
         log = LogTail(log_reader, LOG_BYTES_MAX)
+        stamps = stamps_of(self._files) if self._reload else None  # before the host reads them
         try:
             process = await self._processes.start(
                 [*argv, str(self._result_bytes_max), *map(str, self._files)],
@@ -257,7 +331,8 @@ class HostPool:
             os.close(log_writer)
             os.close(null)
         self._host_count += 1
-        return AgentHost(process, ours, log, self._result_bytes_max + DONE_OVERHEAD_BYTES_MAX)
+        bytes_max = max(self._result_bytes_max, CHECKPOINT_BYTES_MAX) + DONE_OVERHEAD_BYTES_MAX
+        return AgentHost(process, ours, log, bytes_max, stamps)
 
     async def _end_idle_hosts(self) -> None:
         """End what idled too long. Sleeps without a timer while there is no more than one host."""
@@ -280,9 +355,28 @@ def timeout_text(job: Job) -> str:
     return f"ran longer than its limit of {job.timeout_s:g} s and was ended"
 
 
+def _outcome(done: Done, log: str) -> Outcome:
+    return Outcome(kind=done.kind, result=done.result, error=done.error, log=log, snooze_ms=done.snooze_ms)
+
+
+async def _save(save: Save, line: RunLine | None) -> Saved:
+    if line is None:
+        return Saved("failed", "nobody keeps checkpoints here")
+    try:
+        await line.save_checkpoint(save.content)
+    except ConflictError as moved:
+        return Saved("moved", str(moved))
+    except RelayMeshError as error:
+        return Saved("failed", str(error))
+    return Saved()
+
+
+def _nothing() -> None: ...
+
+
 async def _receive_opening(host: AgentHost) -> FromHost | None:
     try:
-        return await host.receive()
+        return await host.receive(bytearray())
     except FrameError:
         return None
 
@@ -300,4 +394,5 @@ def run_of(job: Job) -> Run:
         step_name=job.step_name,
         namespace=job.namespace,
         trace=job.traceparent,
+        saved=job.saved,
     )

@@ -62,11 +62,12 @@ class PipeReader:
 
 
 class LogTail:
-    """The last `bytes_max` bytes of what went through a pipe."""
+    """The last `bytes_max` bytes of what went through a pipe, and through `sift` if there is one."""
 
-    def __init__(self, descriptor: int, bytes_max: int) -> None:
+    def __init__(self, descriptor: int, bytes_max: int, sift: Callable[[bytes], bytes] | None = None) -> None:
         self.pipe = PipeReader(descriptor, self._keep, pause_s=FLOOD_PAUSE_S)
         self._bytes_max = bytes_max
+        self._sift = sift
         self._tail = b""
 
     def clear(self) -> None:
@@ -81,4 +82,6 @@ class LogTail:
         return self._tail.decode(errors="replace").lstrip("\ufffd") if self._tail else ""
 
     def _keep(self, chunk: bytes) -> None:
+        if self._sift is not None:
+            chunk = self._sift(chunk)
         self._tail = (self._tail + chunk)[-self._bytes_max :]

@@ -54,6 +54,12 @@ class ExitStatus:
         return not self.error and self.status == 0
 
     @property
+    def is_out_of_cpu(self) -> bool:
+        """Whether it, or what a shell waited for, was ended for having used all of its CPU time."""
+        code = self.exit_code
+        return code == 128 + signal.SIGXCPU or (code is None and os.WTERMSIG(self.status) == signal.SIGXCPU)
+
+    @property
     def exit_code(self) -> int | None:
         """The exit code, or None when it did not exit by itself."""
         return os.WEXITSTATUS(self.status) if not self.error and os.WIFEXITED(self.status) else None
@@ -123,8 +129,11 @@ class Processes:
         environment: Mapping[str, str],
         memory_bytes_max: int,
         descriptors: Sequence[int],
+        cpu_s_max: int = 0,
     ) -> GuardedProcess:
         """Start `argv` with `descriptors` as its 0, 1, 2, … and `environment` added to the node's own.
+
+        Each process of it may have `memory_bytes_max` of writable memory, and `cpu_s_max` seconds of CPU unless 0.
 
         The caller keeps its descriptors and closes them. A command that cannot be started is told by `wait`.
         """
@@ -133,6 +142,7 @@ class Processes:
             "cwd": str(cwd),
             "env": dict(environment),
             "memory_bytes_max": memory_bytes_max,
+            "cpu_s_max": cpu_s_max,
             "grace_s": self._grace_s,
         }
         packet = json.dumps(request).encode()

@@ -2,28 +2,34 @@
 one per job.
 
 stdin is a file in memory that holds the whole payload, so a script may read it late, twice or not at all. stderr goes
-to the attempt's log. Exit code 0 is success; every other one is a failure that is retried.
+to the attempt's log, but for progress lines (`script_reports`). A script that writes the file RELAYMESH_RESULT_FILE
+gives that as its result instead of stdout. Exit code 0 is success; every other one is a failure that is retried, unless
+`onExit` says otherwise.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 import msgspec
 import trio
 
 from mesh.errors import ConfigError
-from node.agents.api import AGENT_NAME, TIMEOUT_MAX_S
+from node.agents.api import AGENT_NAME, SNOOZE_MS_MAX, SNOOZE_MS_MIN, TIMEOUT_MAX_S
 from node.agents.host_pool import timeout_text
 from node.agents.process_output import READ_BYTES, LogTail, PipeReader
 from node.agents.processes import ExitStatus, GuardedProcess, Processes
+from node.agents.script_reports import ProgressSieve, read_result_file
 from node.agents.wire import ERROR_CHARS_MAX, LOG_BYTES_MAX
 from node.env import Job, Outcome
 
@@ -32,6 +38,9 @@ COMMAND_BYTES_MAX = 64 * 1024
 
 SCRIPTS_FILE_BYTES_MAX = 1024 * 1024
 EX_TEMPFAIL = 75  # sysexits.h: "try again later", which is what happens after any failure
+SNOOZE_MS = 60_000
+MEMORY_BYTES_MIN = 1024 * 1024
+_KINDS = {"fail": "rejected", "cancel": "cancelled", "snooze": "snoozed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +50,26 @@ class ScriptAgent:
     name: str
     command: tuple[str, ...]
     timeout_s: float | None
+    result_bytes_max: int | None = None
+    """None takes the node's limit, as the next one does."""
+    memory_bytes_max: int | None = None
+    cpu_s_max: int = 0
+    """Of each of its processes; 0 is no limit."""
+    on_exit: Mapping[int, str] = field(default_factory=dict)
+    """Exit codes that are no plain failure: `fail`, `cancel` or `snooze`, as a Python handler's exceptions."""
+    snooze_ms: int = SNOOZE_MS
+    """How long a snooze of it waits."""
 
 
 class _Entry(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
     id: str
     command: list[str]
     timeout_ms: int | None = None
+    result_max_bytes: int | None = None
+    memory_max_bytes: int | None = None
+    cpu_max_ms: int | None = None
+    on_exit: dict[str, Literal["fail", "cancel", "snooze"]] = {}
+    snooze_ms: int = SNOOZE_MS
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -86,15 +109,40 @@ def _script(file: Path, index: int, entry: _Entry, root: Path) -> ScriptAgent:
         raise ConfigError(f"{place}: `command` is above the limit of {COMMAND_BYTES_MAX} bytes")
     if any("\0" in word for word in entry.command):
         raise ConfigError(f"{place}: `command` holds a NUL character")
-    if entry.timeout_ms is not None and not 0 < entry.timeout_ms <= TIMEOUT_MAX_S * 1000:
-        raise ConfigError(f"{place}: `timeoutMs` is {entry.timeout_ms}, not from 1 to {TIMEOUT_MAX_S * 1000:.0f}")
+    _check_limits(place, entry)
     command = tuple(_resolve(word, root) for word in entry.command)
     if shutil.which(command[0]) is None:
         # A node says only what it can do: work for a missing program would come here and fail.
         raise ConfigError(
             f"{place}: {entry.command[0]!r} is no program below {root} or on PATH; install it, or make it executable"
         )
-    return ScriptAgent(entry.id, command, None if entry.timeout_ms is None else entry.timeout_ms / 1000)
+    return ScriptAgent(
+        entry.id,
+        command,
+        None if entry.timeout_ms is None else entry.timeout_ms / 1000,
+        result_bytes_max=entry.result_max_bytes,
+        memory_bytes_max=entry.memory_max_bytes,
+        cpu_s_max=math.ceil((entry.cpu_max_ms or 0) / 1000),
+        on_exit={int(code): verdict for code, verdict in entry.on_exit.items()},
+        snooze_ms=entry.snooze_ms,
+    )
+
+
+def _check_limits(place: str, entry: _Entry) -> None:
+    limits = (
+        ("timeoutMs", entry.timeout_ms, 1, int(TIMEOUT_MAX_S * 1000)),
+        ("resultMaxBytes", entry.result_max_bytes, 1, None),
+        ("memoryMaxBytes", entry.memory_max_bytes, MEMORY_BYTES_MIN, None),
+        ("cpuMaxMs", entry.cpu_max_ms, 1, int(TIMEOUT_MAX_S * 1000)),
+        ("snoozeMs", entry.snooze_ms, SNOOZE_MS_MIN, SNOOZE_MS_MAX),
+    )
+    for name, value, least, most in limits:
+        if value is not None and (value < least or (most is not None and value > most)):
+            wanted = f"from {least} to {most}" if most is not None else f"at least {least}"
+            raise ConfigError(f"{place}: `{name}` is {value}, not {wanted}")
+    for code in entry.on_exit:
+        if not (code.isascii() and code.isdecimal() and 1 <= int(code) <= 255):
+            raise ConfigError(f"{place}: `onExit` has {code[:20]!r}, which is no exit code from 1 to 255")
 
 
 def _resolve(word: str, root: Path) -> str:
@@ -113,6 +161,7 @@ class ScriptRunner:
         self._scratch = scratch
         self._memory_bytes_max = memory_bytes_max
         self._result_bytes_max = result_bytes_max
+        self._numbers = itertools.count(1)
 
     async def run(self, agent: ScriptAgent, job: Job) -> Outcome:
         """Run one attempt. Cancellation kills the script and all below it before this returns."""
@@ -129,36 +178,77 @@ class ScriptRunner:
         stdin = _file_in_memory(job.payload)
         stdout_reader, stdout_writer = os.pipe()
         stderr_reader, stderr_writer = os.pipe()
-        output = _Output(stdout_reader, self._result_bytes_max)
-        log = LogTail(stderr_reader, LOG_BYTES_MAX)
+        # What the node stores has its own limit; an agent may only have a smaller one.
+        result_bytes_max = min(self._result_bytes_max, agent.result_bytes_max or self._result_bytes_max)
+        output = _Output(stdout_reader, result_bytes_max)
+        sieve = ProgressSieve(_nothing if job.line is None else job.line.note_progress)
+        log = LogTail(stderr_reader, LOG_BYTES_MAX, sieve.sift)
+        result_file = self._scratch / f"result-{next(self._numbers)}"
         try:
             try:
                 process = await self._processes.start(
                     agent.command,
                     cwd=self._cwd,
-                    environment={**_job_environment(job), **environment},
-                    memory_bytes_max=self._memory_bytes_max,
+                    environment={
+                        **_job_environment(job),
+                        **environment,
+                        "RELAYMESH_RESULT_FILE": str(result_file),
+                    },
+                    memory_bytes_max=agent.memory_bytes_max or self._memory_bytes_max,
+                    cpu_s_max=agent.cpu_s_max,
                     descriptors=[stdin, stdout_writer, stderr_writer],
                 )
             finally:
                 for descriptor in (stdin, stdout_writer, stderr_writer):
                     os.close(descriptor)
             status, timed_out = await _watch(process, output, log, job.timeout_s)
-            return self._outcome(job, status, output, log.text(), timed_out=timed_out)
+            outcome = _outcome(agent, job, status, output, log.text() + sieve.left(), timed_out=timed_out)
+            if outcome.kind == "success" and result_file.exists():
+                return await trio.to_thread.run_sync(_with_file, outcome, result_file, result_bytes_max)
+            return outcome
         finally:
+            _remove(result_file)
             output.pipe.close()
             log.pipe.close()
 
-    def _outcome(self, job: Job, status: ExitStatus, output: _Output, log: str, *, timed_out: bool) -> Outcome:
-        if output.overflowed.is_set():
-            text = f"wrote more than {self._result_bytes_max} bytes to stdout, the limit of a result, and was ended"
-            return Outcome(kind="rejected", error=text, log=log)
-        if timed_out:
-            return Outcome(kind="timeout", error=timeout_text(job), log=log)
-        if status.ok:
-            return Outcome(kind="success", result=bytes(output.content), log=log)
-        by_itself = status.exit_code is not None or bool(status.error)
-        return Outcome(kind="failed" if by_itself else "crashed", error=_failure_text(status, log), log=log)
+
+def _outcome(
+    agent: ScriptAgent, job: Job, status: ExitStatus, output: _Output, log: str, *, timed_out: bool
+) -> Outcome:
+    if output.overflowed.is_set():
+        text = f"wrote more than {output.bytes_max} bytes to stdout, the limit of a result, and was ended"
+        return Outcome(kind="rejected", error=text, log=log)
+    if timed_out:
+        return Outcome(kind="timeout", error=timeout_text(job), log=log)
+    if status.ok:
+        return Outcome(kind="success", result=bytes(output.content), log=log)
+    if agent.cpu_s_max and status.is_out_of_cpu:
+        text = f"used more CPU time than its limit of {agent.cpu_s_max} s (cpuMaxMs) and was ended"
+        return Outcome(kind="timeout", error=text, log=log)
+    error = _failure_text(status, log)
+    verdict = agent.on_exit.get(status.exit_code or 0)
+    if verdict is not None:
+        kind = _KINDS[verdict]
+        return Outcome(kind=kind, error=error, log=log, snooze_ms=agent.snooze_ms if kind == "snoozed" else 0)
+    by_itself = status.exit_code is not None or bool(status.error)
+    return Outcome(kind="failed" if by_itself else "crashed", error=error, log=log)
+
+
+def _with_file(outcome: Outcome, file: Path, bytes_max: int) -> Outcome:
+    content = read_result_file(file, bytes_max)
+    if isinstance(content, str):
+        return Outcome(kind="rejected", error=content, log=outcome.log)
+    return outcome if content is None else replace(outcome, result=content)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except IsADirectoryError:  # not what was asked for, but a script may do anything
+        _remove_folder(path)
+
+
+def _nothing(_fraction: float, _text: str) -> None: ...
 
 
 class _Output:
@@ -168,10 +258,10 @@ class _Output:
         self.pipe = PipeReader(descriptor, self._accept)
         self.content = bytearray()
         self.overflowed = trio.Event()
-        self._bytes_max = bytes_max
+        self.bytes_max = bytes_max
 
     def _accept(self, chunk: bytes) -> None:
-        if len(self.content) + len(chunk) > self._bytes_max:
+        if len(self.content) + len(chunk) > self.bytes_max:
             self.overflowed.set()
         else:
             self.content += chunk

@@ -1,14 +1,19 @@
 """Messages between the node and one agent-host process: a length, then msgpack, over a socket pair.
 
-The node sends `Run` and gets exactly one `Done` for it. A host's first message is `Hello` or `LoadFailed`. The host
-runs code that is not ours, so the node checks every length and shape that it reads; the host trusts the node.
+The node sends `Run` and gets exactly one `Done` for it. Before that the host may send `Report` and `Save`; each `Save`
+gets one `Saved`. The node may send one `CancelAsked`, which can arrive after `Done` was sent. A host's first message is
+`Hello` or `LoadFailed`. The host runs code that is not ours, so the node checks every length and shape that it reads;
+the host trusts the node.
 """
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from mesh.errors import FrameError
+from node.agents.api import SNOOZE_MS_MAX
 
 HOST_SOCKET_FD = 3
 """Where a host finds its end of the socket pair: the first descriptor after stdin, stdout and stderr."""
@@ -24,7 +29,7 @@ ERROR_CHARS_MAX = 512
 LOG_BYTES_MAX = 4096
 
 
-class Run(msgspec.Struct, array_like=True, frozen=True):
+class Run(msgspec.Struct, array_like=True, frozen=True, tag="run"):
     """One attempt at one step, for the host to run."""
 
     agent: str
@@ -37,6 +42,22 @@ class Run(msgspec.Struct, array_like=True, frozen=True):
     step_name: str
     namespace: str
     trace: str
+    saved: bytes = b""
+    """The latest checkpoint of an earlier attempt, as JSON; empty when there is none."""
+
+
+class CancelAsked(msgspec.Struct, array_like=True, frozen=True, tag="cancel"):
+    """Somebody asked to cancel the task of the job that runs."""
+
+
+class Saved(msgspec.Struct, array_like=True, frozen=True, tag="saved"):
+    """The answer to `Save`. `kind` is empty when it is durable, else `moved` (the lease has) or `failed`."""
+
+    kind: str = ""
+    error: str = ""
+
+
+ToHost = Run | CancelAsked | Saved
 
 
 class Offer(msgspec.Struct, array_like=True, frozen=True):
@@ -65,23 +86,39 @@ class LoadFailed(msgspec.Struct, array_like=True, frozen=True, tag="load-failed"
 
 
 class Done(msgspec.Struct, array_like=True, frozen=True, tag="done"):
-    """How the job ended. `kind` is one of `success`, `failed`, `rejected` (see node.env.Outcome)."""
+    """How the job ended. `kind`: `success`, `failed`, `rejected`, `snoozed` or `cancelled` (see node.env.Outcome)."""
 
     kind: str
     result: bytes
     error: str
     retire: bool
     """The host should not be used again: it has children left over, or ran out of memory."""
+    snooze_ms: Annotated[int, msgspec.Meta(ge=0, le=SNOOZE_MS_MAX)] = 0
 
 
-FromHost = Hello | LoadFailed | Done
+class Report(msgspec.Struct, array_like=True, frozen=True, tag="progress"):
+    """How far the job is. Gets no answer."""
+
+    fraction: float
+    text: str
+
+
+class Save(msgspec.Struct, array_like=True, frozen=True, tag="save"):
+    """Keep this checkpoint."""
+
+    content: bytes
+
+
+FromHost = Hello | LoadFailed | Done | Report | Save
 
 _encoder = msgspec.msgpack.Encoder()
-_run_decoder = msgspec.msgpack.Decoder(Run)
-_from_host_decoder: msgspec.msgpack.Decoder[FromHost] = msgspec.msgpack.Decoder(Hello | LoadFailed | Done)
+_to_host_decoder: msgspec.msgpack.Decoder[ToHost] = msgspec.msgpack.Decoder(Run | CancelAsked | Saved)
+_from_host_decoder: msgspec.msgpack.Decoder[FromHost] = msgspec.msgpack.Decoder(
+    Hello | LoadFailed | Done | Report | Save
+)
 
 
-def encode_frame(message: Run | FromHost) -> bytearray:
+def encode_frame(message: ToHost | FromHost) -> bytearray:
     """The message with its length in front, ready to send."""
     frame = bytearray(HEADER_BYTES)
     _encoder.encode_into(message, frame, HEADER_BYTES)
@@ -97,9 +134,9 @@ def body_length(header: bytes | bytearray, length_max: int) -> int:
     return length
 
 
-def decode_run(body: bytes | bytearray | memoryview) -> Run:
-    """A job from the node."""
-    return _run_decoder.decode(body)
+def decode_to_host(body: bytes | bytearray | memoryview) -> ToHost:
+    """A message from the node."""
+    return _to_host_decoder.decode(body)
 
 
 def decode_from_host(body: bytes | bytearray | memoryview) -> FromHost:

@@ -26,9 +26,10 @@ from node.agents import api
 from node.agents.api import AgentSpec
 from node.agents.builtin_agents import BUILTINS, builtin_infos
 from node.agents.handlers import Handler
+from node.agents.host_link import encode_checkpoint
 from node.agents.host_pool import run_of
 from node.client.memory_store import MemoryStore
-from node.env import AgentInfo, Job, Outcome
+from node.env import AgentInfo, Outcome
 from node.storage.reader import Reader
 from node.storage.transaction import Hook, Transaction
 from node.work import transitions
@@ -181,7 +182,7 @@ class MemoryWorker:
                 return False
             self.store.now_ms = due_ms
             return True
-        outcome = self._run(claimed.job)
+        outcome = self._run(claimed)
         step, info = claimed.step, self._agents().get(claimed.job.agent)
         policy = RetryPolicy().of_step(step.integer("max_attempts"), info)
         self.store.write(
@@ -200,7 +201,8 @@ class MemoryWorker:
                 self._wheel.claimed(priority)
                 return claimed
 
-    def _run(self, job: Job) -> Outcome:
+    def _run(self, claimed: Claimed) -> Outcome:
+        job = claimed.job
         if job.agent in BUILTINS:
             clock = trio.testing.MockClock(autojump_threshold=0)
             return _outside_loops(lambda: trio.run(BUILTINS[job.agent], job, clock=clock))
@@ -208,8 +210,9 @@ class MemoryWorker:
         if spec is None:
             return Outcome(kind="failed", error=f"this process has no agent {job.agent!r} any more")
         handler = Handler(spec, result_bytes_max=RESULT_BYTES_MAX)
-        done = _outside_loops(lambda: handler.run(run_of(job)))
-        return Outcome(kind=done.kind, result=done.result, error=done.error)
+        link = _Link(self.store, claimed.step)
+        done = _outside_loops(lambda: handler.run(run_of(job), link))
+        return Outcome(kind=done.kind, result=done.result, error=done.error, snooze_ms=done.snooze_ms)
 
     def _agents(self) -> dict[str, AgentInfo]:
         infos = {info.name: info for info in builtin_infos()}
@@ -217,6 +220,27 @@ class MemoryWorker:
 
     def _offer(self) -> Offer:
         return _Anywhere(node=NODE_ID, abilities=frozenset(self._agents()))
+
+
+class _Link:
+    """What carries a context's calls to the rows. Progress is shown by nodes only."""
+
+    def __init__(self, store: MemoryStore, step: Row) -> None:
+        self._store = store
+        self._step = step
+
+    def report(self, turn: int, fraction: float, text: str) -> None:
+        """See node.agents.api.Link."""
+
+    def save(self, turn: int, value: Any) -> None:
+        """See node.agents.api.Link."""
+        content = encode_checkpoint(value)
+        self._store.write(lambda tx: transitions.checkpoint(tx, self._step, content, me=NODE_ID))
+
+    def cancelled(self, turn: int) -> bool:
+        """See node.agents.api.Link."""
+        task = self._store.read(lambda reader: reader.get("tasks", self._step.namespace, self._step.text("task_id")))
+        return task is not None and transitions.is_cancel_requested(task, self._step)
 
 
 def _timeout_s(agent: str, step_timeout_ms: int) -> float:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from mesh.fences import Fence
 from mesh.placement import Offer
 from mesh.rows import Row
+from node.work.handler_choices import SNOOZED
 from node.work.history import Action
 from node.work.runs import owners_of, runs_of, ties_of
 from node.work.status import continues, depends_on, is_runnable, roster_of, step_status, tell_roster
@@ -154,6 +155,9 @@ def tell(row: Row) -> str:
             return f"an operator replayed it at {node} (it was {detail.get('was')})"
         case Action.CANCELLED:
             return f"{node} cancelled it ({detail.get('mode')}): {detail.get('reason') or 'no reason given'}"
+        case Action.SNOOZED:
+            wait_s = int(detail.get("delayMs", 0)) / 1000
+            return f"its handler on {node} asked to be run again {wait_s:.1f} s later: {detail.get('reason')}"
         case other:
             return f"{node}: {other}"
 
@@ -187,6 +191,7 @@ def _why_twice(events: Sequence[Row]) -> str:
         Action.TAKEN_OVER: "its owner was gone during the run",
         Action.SUPERSEDED: "two nodes ran it without being able to hear each other",
         Action.ABORTED: "its lease moved during a run",
+        Action.SNOOZED: "its handler asked to be run again later",
     }
     seen = dict.fromkeys(reasons[Action(row.text("action"))] for row in events if row.text("action") in reasons)
     return ", ".join(seen) or "see the timeline"
@@ -270,6 +275,12 @@ def _not_due(step: Row, situation: Situation) -> Reason:
     if step_status(step) is Status.RETRYING:
         due_ms = (step.hlc >> 16) + step.integer("retry_delay_ms")
         due = f" (due {_in_words(due_ms, now_ms)})" if now_ms is not None else ""
+        if step.text("last_error").startswith(SNOOZED):
+            return Reason(
+                "snoozed",
+                f"Its handler asked to be run again {step.integer('retry_delay_ms') / 1000:.1f} s after its last run"
+                f"{due}, which counts as no attempt ({step.text('last_error')}); {step.text('owner')} does so.",
+            )
         return Reason(
             "retry",
             f"Attempt {step.integer('attempt')} failed; {step.text('owner')} tries again "

@@ -40,6 +40,8 @@ class Action(enum.StrEnum):
     """An operator asked for a new generation."""
     CANCELLED = "cancelled"
     """The owner obeyed a cancel."""
+    SNOOZED = "snoozed"
+    """The handler asked to be run again later; it was no attempt."""
     LOGGED = "logged"
     """The tail of what a handler wrote for people."""
 

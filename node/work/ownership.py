@@ -595,7 +595,7 @@ def _backlogs(reader: Reader, mine: Offer, me: str) -> list[tuple[str, int]]:
 
 
 def _with_needs(reader: Reader, steps: Iterable[Row]) -> list[Row]:
-    """The steps, each preceded by its task (trace, cancel flag) and its payload, so that the new owner can start."""
+    """The steps, each preceded by its task (trace, cancel flag) and its payloads, so that the new owner can start."""
     rows: list[Row] = []
     room = PAYLOAD_BYTES_WITH_ROWS_MAX
     told: dict[str, None] = {}
@@ -605,11 +605,11 @@ def _with_needs(reader: Reader, steps: Iterable[Row]) -> list[Row]:
         told[task_id] = None
         if task is not None:
             rows.append(task)
-        reference = step.text("input_ref")
-        payload = reader.get("payloads", step.namespace, reference) if reference else None
-        if payload is not None:
-            room -= len(payload.blob("content") or b"")
-            if room >= 0:
-                rows.append(payload)
+        for reference in filter(None, (step.text("input_ref"), step.text("checkpoint_ref"))):
+            payload = reader.get("payloads", step.namespace, reference)
+            if payload is not None:
+                room -= len(payload.blob("content") or b"")
+                if room >= 0:
+                    rows.append(payload)
         rows.append(step)
     return rows

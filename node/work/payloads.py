@@ -64,6 +64,6 @@ def load_payload(reader: Reader, row: Row, column: str) -> bytes:
 
 
 def missing_payloads(reader: Reader, rows: Iterable[Row]) -> frozenset[str]:
-    """The references of these steps to inputs and results that are not here."""
-    named = {(row.namespace, row.text(f"{column}_ref")) for row in rows for column in ("input", "result")}
+    """The references of these steps to inputs, results and checkpoints that are not here."""
+    named = {(row.namespace, row.text(f"{column}_ref")) for row in rows for column in ("input", "result", "checkpoint")}
     return frozenset(key for namespace, key in named if key and reader.get("payloads", namespace, key) is None)

@@ -21,6 +21,7 @@ _TOLD_BY = (
     # was still going on when another node took the step.
     Action.SUPERSEDED,
     Action.FAILED,
+    Action.SNOOZED,
     Action.ABORTED,
     Action.LOST,
     Action.REQUEUED,
@@ -118,6 +119,8 @@ def _what_became(event: Row) -> str:
         case Action.FAILED:
             kind = "" if detail.get("kind") == "failed" else f" ({detail.get('kind')})"
             return f"failed{kind}: {detail.get('error')}"
+        case Action.SNOOZED:
+            return f"asked to be run again, which counts as no attempt: {detail.get('reason')}"
         case Action.ABORTED:
             return f"was stopped, {detail.get('winner')} owned the step by then"
         case Action.TAKEN_OVER:

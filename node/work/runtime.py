@@ -10,8 +10,9 @@ import collections
 import logging
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import trio
 
@@ -31,6 +32,7 @@ from node.work.payloads import PayloadMissingError
 from node.work.priorities import PriorityWheel
 from node.work.retries import RetryPolicy
 from node.work.roster_support import GuardedRun, RosterSupport, UnsupportedError
+from node.work.run_lines import AttemptLine
 from node.work.status import step_status
 from node.work.tables import CLUSTER_EPOCH_KEY, Status
 from node.work.transitions import Claimed
@@ -61,6 +63,8 @@ class Run:
     """This process was paused during the run: it commits only under a lease epoch opened after the pause."""
     news: str | None = None
     """What happened, as in `stopped_because`, after the handler had ended and while its end waited for support."""
+    line: AttemptLine = field(init=False)
+    """To its handler."""
 
     @property
     def agent(self) -> str:
@@ -238,12 +242,10 @@ class Runtime:
 
     def _note_cancel(self, task: Row) -> None:
         for run in self._all_runs():
-            if (
-                run.step.text("task_id") == task.key
-                and task.text("cancel_mode") == "hard"
-                and transitions.is_cancel_requested(task, run.step)
-            ):
-                self._stop_run(run, "cancel")
+            if run.step.text("task_id") == task.key and transitions.is_cancel_requested(task, run.step):
+                run.line.ask_to_cancel()
+                if task.text("cancel_mode") == "hard":
+                    self._stop_run(run, "cancel")
 
     def _note_cluster_epoch(self, epoch: int) -> None:
         for run in self._all_runs():
@@ -421,9 +423,23 @@ class Runtime:
                 continue
             if claimed is not None:
                 self._wheel.claimed(priority)
-                self._claims[slot] = Run(claimed.step, trio.CancelScope(), self._env.clock.monotonic(), slot)
+                self._claims[slot] = self._new_run(claimed.step, slot)
                 return claimed
         return None
+
+    def _new_run(self, step: Row, slot: int) -> Run:
+        run = Run(step, trio.CancelScope(), self._env.clock.monotonic(), slot)
+        run.line = AttemptLine(save=partial(self._save_checkpoint, run), now_ms=self._store.physical_ms)
+        return run
+
+    async def _save_checkpoint(self, run: Run, content: bytes) -> None:
+        await self._wait_gate()
+
+        def write(tx: Transaction) -> None:
+            self._demand_support(tx, run.step)
+            transitions.checkpoint(tx, run.step, content, me=self._me)
+
+        await self._store.write(write)
 
     def full_agents(self, slot: int | None = None) -> list[str]:
         """Agents that have no room. For a slot that looks for work, what it ran until now does not count: it ended."""
@@ -451,7 +467,7 @@ class Runtime:
                 self._stop_run(run, "unsupported")  # its claim took long to commit
             else:
                 with run.scope:
-                    outcome = await self._env.executor.run(claimed.job)
+                    outcome = await self._env.executor.run(replace(claimed.job, line=run.line))
         except Exception as error:
             # An edge of the node: whatever goes wrong around user code costs this attempt only.
             log.exception("agent %s failed outside its handler", claimed.job.agent)
@@ -595,6 +611,14 @@ class Runtime:
     def running(self) -> Mapping[str, Run]:
         """The runs of this moment, by step id."""
         return {run.step.key: run for run in self._all_runs()}
+
+    def add_progress(self, steps: list[dict[str, Any]]) -> None:
+        """Put what runs here has told of itself into these views of steps (see work.views), under `progress`."""
+        running = self.running()
+        for step in steps:
+            run = running.get(step["stepId"])
+            if run is not None and step["fence"] == Fence.of(run.step, self._me).encode():
+                step["progress"] = run.line.view()
 
     async def stop(self, grace_s: float) -> None:
         """Start nothing new, give runs `grace_s` seconds, then end them and give their leases back, uncounted."""

@@ -1,4 +1,5 @@
-"""Every change of a task or a step, as functions of one transaction. Nothing else writes these two tables.
+"""Every change of a task or a step, as functions of one transaction. Nothing else writes these two tables, but for
+`work.handler_choices`, which only these functions call.
 
 The rule that all of them keep: **a step's row is written by its owner alone.** The other writers are a *taker*, when
 the owner is gone (lease epoch + 1), and a *replayer*, when the step has ended (generation + 1, becomes the owner).
@@ -22,8 +23,9 @@ from mesh.takeover import LOST_LEASES_MAX, LostLease, is_poison
 from node.env import Job, Outcome
 from node.storage.reader import Reader
 from node.storage.transaction import Transaction
-from node.work import history
+from node.work import handler_choices, history
 from node.work.definition import Definition, StepDefinition, check_roster, step_id, task_ids
+from node.work.handler_choices import NO_CHECKPOINT
 from node.work.history import Action
 from node.work.payloads import load_payload, store_payload
 from node.work.retries import RetryPolicy
@@ -184,6 +186,7 @@ _FRESH: Mapping[str, Value] = {
     "result": None,
     "result_ref": None,
     "last_error": None,
+    **NO_CHECKPOINT,
 }
 
 
@@ -209,7 +212,7 @@ def claim(
     parents, used = _parents(tx, step)
     # Before the lease opens: the caller goes on with other steps in this transaction, and a lease without a run would
     # stay RUNNING for ever.
-    payload = load_payload(tx, step, "input")
+    payload, saved = load_payload(tx, step, "input"), load_payload(tx, step, "checkpoint")
     # A database that went back in time has forgotten claims of its own, and must not open one of their leases again.
     forgotten = FORGOTTEN_LEASES if step.origin.node == me and step.origin != tx.origin else 0
     claimed = tx.put(
@@ -241,6 +244,7 @@ def claim(
         timeout_s=timeout_s(claimed.text("agent"), claimed.integer("timeout_ms")),
         payload=payload,
         parents=parents,
+        saved=saved,
     )
     return Claimed(claimed, job)
 
@@ -311,10 +315,14 @@ def finish(
         except LimitError as refusal:
             outcome = Outcome(kind="rejected", error=f"its result cannot be stored: {refusal}")
         else:
-            row = _end(tx, current, Status.SUCCESS, result=inline, result_ref=reference, last_error=None)
+            row = _end(
+                tx, current, Status.SUCCESS, result=inline, result_ref=reference, last_error=None, **NO_CHECKPOINT
+            )
             return Finished(True, row)
     # Python's texts may hold halves of surrogate pairs (undecodable file names do); no column keeps those.
     error = outcome.error[:ERROR_CHARS_MAX].encode(errors="replace").decode()
+    if outcome.kind in handler_choices.KINDS:
+        return Finished(True, _obey_handler(tx, current, outcome, error, me))
     attempt = current.integer("attempt")
     history.record(tx, current, Action.FAILED, node=me, kind=outcome.kind, error=error[:512], attempt=attempt)
     task = tx.get("tasks", current.namespace, current.text("task_id"))
@@ -335,17 +343,37 @@ def finish(
     return Finished(True, row)
 
 
+def checkpoint(tx: Transaction, claimed: Row, content: bytes, *, me: str) -> None:
+    """Keep `content` for the step's next attempt, under this run's lease. ConflictError when that has moved."""
+    current = holds_lease(tx, claimed, me)
+    if current is None:
+        raise ConflictError("the step's lease has moved: another run of it counts now, so end this one")
+    handler_choices.keep_checkpoint(tx, current, content)
+
+
 def _ended_by_us(tx: Reader, claimed: Row, me: str, *, reopen: bool) -> Row | None:
     """The row if this run's end is what it says already: its commit failed, and had happened all the same."""
     current = tx.get("steps", claimed.namespace, claimed.key)
     if current is None or current.node != me or current.text("owner") != me or step_status(current) is Status.RUNNING:
         return None
-    same_run = (current.generation, current.integer("claim_life"), current.integer("attempt")) == (
+    same_run = (current.generation, current.integer("claim_life")) == (
         claimed.generation,
         claimed.integer("claim_life"),
-        claimed.integer("attempt"),
     )
-    return current if same_run and current.lease_epoch == claimed.lease_epoch + reopen else None
+    # One less when the handler snoozed.
+    counted = claimed.integer("attempt") - current.integer("attempt") in (0, 1)
+    return current if same_run and counted and current.lease_epoch == claimed.lease_epoch + reopen else None
+
+
+def _obey_handler(tx: Transaction, step: Row, outcome: Outcome, reason: str, me: str) -> Row:
+    """What a handler chose for its step: to wait, or to end without a result. A cancel of the task goes first."""
+    task = tx.get("tasks", step.namespace, step.text("task_id"))
+    if task is not None and is_cancel_requested(task, step):
+        return _cancel_step(tx, step, me, task)
+    if outcome.kind == "snoozed":
+        return handler_choices.snooze(tx, step, outcome, reason, me=me)
+    history.record(tx, step, Action.CANCELLED, node=me, mode="handler", reason=reason[:256])
+    return _end(tx, step, Status.CANCELLED, last_error=f"cancelled by its handler: {reason}")
 
 
 def _end(tx: Transaction, step: Row, status: Status, **values: Value) -> Row:

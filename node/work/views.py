@@ -75,6 +75,7 @@ def step_view(reader: Reader, step: Row, by_name: dict[str, Row]) -> dict[str, A
         "clusterEpoch": step.cluster_epoch,
         "fence": Fence.of(step, step.text("owner")).encode(),
         "attempt": step.integer("attempt"),
+        "progress": None,  # known to the node that runs it (work.runtime); never stored
         "priority": PRIORITIES[step.integer("priority")],
         "dependsOn": depends_on(step),
         "onFailure": "continue" if continues(step) else "block",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from chaos.coverage import POINTS, REQUIRED, Coverage
 from chaos.observations import (
     CaListInstalled,
+    CheckpointKept,
     DatabaseReplaced,
     HostEnded,
     Logged,
@@ -174,6 +176,24 @@ def copies_everything(feed: Feed) -> None:
     feed.tell(Logged, "n0", level=30, text="this node was away for too long to catch up by news: it copies all of n1")
 
 
+def uses_a_checkpoint(feed: Feed) -> None:
+    feed.write("n0")
+    claimed = feed.claim("n0")
+    feed.run("n0", claimed)
+    started = feed.seen[-1]
+    assert isinstance(started, RunStarted)
+    feed.tell(CheckpointKept, "n0", job=started.job, content=b"1")
+    feed.tell(RunStarted, "n1", job=replace(started.job, saved=b"1"))
+
+
+def snoozes(feed: Feed) -> None:
+    feed.write("n0")
+    feed.run("n0", feed.claim("n0"))
+    started = feed.seen[-1]
+    assert isinstance(started, RunStarted)
+    feed.tell(RunEnded, "n0", job=started.job, outcome="snoozed")
+
+
 STORIES = [
     ("suspect-refuted", suspects),
     ("dead-returned", returns),
@@ -195,6 +215,9 @@ STORIES = [
     ("child-ran", runs_twice),
     ("cluster-epoch-raised", bumps),
     ("retried", ends_a_step(status="RETRYING")),
+    ("snoozed", snoozes),
+    ("checkpoint-used", uses_a_checkpoint),
+    ("checkpoint-used-elsewhere", uses_a_checkpoint),
     ("dead-letter", ends_a_step(status="DEAD_LETTER", last_error="told")),
     ("poison", ends_a_step(status="DEAD_LETTER", last_error="poison: told")),
     ("cancelled-waiting", ends_a_step(status="CANCELLED")),

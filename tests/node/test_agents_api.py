@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 import relaymesh
 from node.agents import api
-from node.agents.api import AgentSpec, Context, Fail, Retry, agent
+from node.agents.api import AgentSpec, Cancel, Context, Fail, Retry, Snooze, agent
 from node.agents.handlers import Handler, describe_exception
 from node.agents.wire import ERROR_CHARS_MAX, Run
 
@@ -76,6 +77,11 @@ def test_an_option_that_cannot_work_is_refused(options):
 def test_a_retry_that_cannot_work_is_refused(values):
     with pytest.raises(ValueError):
         Retry(*values)
+
+
+def test_the_examples_of_the_docstrings_are_true():
+    tried = doctest.testmod(api)
+    assert (tried.failed, tried.attempted > 5) == (0, True)
 
 
 def test_two_functions_cannot_share_a_name_but_one_may_be_decorated_again():
@@ -227,6 +233,57 @@ def test_fail_rejects_also_from_inside_a_nursery():
 
     assert (call(handler).kind, call(handler).error) == ("rejected", "never again")
     assert (call(plain).kind, call(plain).error) == ("rejected", "not this one")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "kind"),
+    [(Fail("why"), "rejected"), (Cancel("why"), "cancelled"), (Snooze(1.5, "why"), "snoozed")],
+)
+def test_a_verdict_is_returned_or_raised_also_from_inside_a_nursery(verdict, kind):
+    def returns(payload):
+        return verdict
+
+    def raises(payload):
+        raise verdict
+
+    async def returns_in_trio(payload):
+        return verdict
+
+    async def raises_in_a_nursery(payload):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            raise verdict
+
+    for handler in (returns, raises, returns_in_trio, raises_in_a_nursery):
+        done = call(handler)
+        assert (done.kind, done.error, done.result) == (kind, "why", b"")
+        assert done.snooze_ms == (1500 if kind == "snoozed" else 0)
+
+
+def test_of_several_verdicts_fail_goes_first_and_none_hides_an_error_but_fail():
+    def raising(*errors):
+        def handler(payload):
+            raise BaseExceptionGroup("several", errors)
+
+        return call(handler).kind
+
+    assert raising(Snooze(1), Cancel("c"), Fail("f")) == "rejected"
+    assert raising(Fail("f"), ValueError("v")) == "rejected"
+    assert raising(Snooze(1), BaseExceptionGroup("inner", [Cancel("c")])) == "cancelled"
+    assert raising(Snooze(1), ValueError("v")) == "failed"
+
+
+@pytest.mark.parametrize("after_s", [0, 0.09, -1, float("nan"), float("inf"), 366 * 24 * 3600])
+def test_a_snooze_that_cannot_be_is_refused(after_s):
+    with pytest.raises(ValueError, match="after_s"):
+        Snooze(after_s)
+    Snooze(0.1), Snooze(365 * 24 * 3600)
+
+
+def test_a_line_of_the_log_is_one_line_with_its_fields(capsys):
+    Context().log("two\nlines", pages=3, source="the archive", empty="", odd='a="b"')
+    expected = 'two\\nlines pages=3 source="the archive" empty="" odd="a=\\"b\\""'
+    assert capsys.readouterr().err == expected + "\n"
 
 
 def test_a_result_at_the_limit_passes_and_one_byte_more_is_rejected():

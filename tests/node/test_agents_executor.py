@@ -439,3 +439,34 @@ async def test_ten_thousand_jobs_leave_handles_and_processes_flat(executor):
     before = await counts()
     await burst(10_000)
     assert await counts() == before
+
+
+async def test_a_changed_agents_file_is_read_anew_between_runs_and_never_in_one(tmp_path, caplog):
+    text = "import time\nfrom relaymesh import agent\nfrom helper import WORD\n"
+    text += "@agent('say')\ndef say(text):\n    time.sleep(float(text))\n    return WORD\n"
+    file, helper = tmp_path / "mine.py", tmp_path / "helper.py"
+    file.write_text(text)
+    helper.write_text("WORD = 'old'\n")
+    executor = ProcessExecutor(tmp_path, [file], slots=2, kill_grace_s=0.3, reload_agents=True)
+    async with executor.running():
+        async with trio.open_nursery() as nursery:
+            results = []
+
+            async def run(seconds):
+                results.append((await executor.run(job("say", seconds))).result)
+
+            nursery.start_soon(run, b"1.5")
+            await trio.sleep(0.3)
+            helper.write_text("WORD = 'brand new'\n")
+            await run(b"0")
+        assert results == [b"brand new", b"old"]
+        assert (await executor.run(job("say", b"0"))).result == b"brand new"
+        assert caplog.records == []
+        file.write_text("def broken(:\n")
+        outcome = await executor.run(job("say", b"0"))
+        assert outcome.kind == "crashed"
+        assert "mine.py, line 1: SyntaxError" in outcome.error
+        file.write_text(text + "@agent('more')\ndef more(text): ...\n")
+        assert (await executor.run(job("say", b"0"))).result == b"brand new"
+        assert "restart the node for those" in caplog.text
+    assert descendants_of(os.getpid()) == []

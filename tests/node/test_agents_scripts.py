@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mesh.errors import ConfigError
 from node.agents.executor import ProcessExecutor
+from node.agents.script_reports import ProgressSieve
 from node.agents.scripts import COMMAND_BYTES_MAX, parent_file_name, read_scripts
 from node.env import Job
+from node.work.run_lines import AttemptLine
 
 
 def job(agent, payload=b"", *, timeout_s=20.0, parents=None, step_name="step"):
@@ -55,6 +60,17 @@ SCRIPTS = [
     shell("parents-dir", 'printf %s "$RELAYMESH_PARENTS_DIR"'),
     shell("limits", "ulimit -d; ulimit -c; cat /proc/self/oom_score_adj; pwd"),
     shell("descriptors", "ls /proc/self/fd | tr '\\n' ' '; ps -o sid=,pgid=,pid= -p $$ | xargs"),
+    shell("sh", 'eval "$(cat)"'),
+    shell(
+        "progress",
+        'for l in begins "::progress 0.5 half of it" "ends ::progress 0.9 not at the start"; do echo "$l" >&2; done',
+    ),
+    shell("result-file", 'echo out; printf %s "from the file" > "$RELAYMESH_RESULT_FILE"'),
+    {"id": "small", "command": ["sh", "-c", "head -c $(cat) /dev/zero"], "resultMaxBytes": 10},
+    shell("small-memory", "ulimit -d", memoryMaxBytes=50 << 20),
+    {"id": "cpu", "command": ["sh", "-c", "while :; do :; done"], "cpuMaxMs": 300},
+    shell("cpu-below-a-shell", "sh -c 'while :; do :; done'; exit $?", cpuMaxMs=1000),
+    shell("exits", 'eval "$(cat)"', onExit={"75": "snooze", "65": "fail", "77": "cancel"}, snoozeMs=2500),
     {"id": "mine", "command": ["bin/mine.sh", "an argument"], "timeoutMs": 1500},
 ]
 
@@ -128,6 +144,7 @@ async def test_the_attempt_is_in_the_environment_and_the_nodes_own_settings_are_
         outcome = await executor.run(job("env", step_name="schön"))
     lines = outcome.result.decode().splitlines()
     given = dict(line.split("=", 1) for line in lines if line.startswith(("RELAYMESH_", "TRACEPARENT", "OTHER")))
+    assert given.pop("RELAYMESH_RESULT_FILE").startswith(f"{root}/agents-scratch/")
     assert given == {
         "RELAYMESH_TASK_ID": "tsk_1",
         "RELAYMESH_STEP_ID": "stp_1",
@@ -248,6 +265,83 @@ async def test_a_command_below_the_root_is_found_there_and_keeps_its_own_limit(e
     assert (await executor.run(job("mine"))).result.decode() == f"{root}/bin/mine.sh|an argument\n"
 
 
+async def test_progress_lines_are_told_and_are_no_part_of_the_log(executor):
+    line = AttemptLine(save=None, now_ms=lambda: 7)
+    outcome = await executor.run(replace(job("progress"), line=line))
+    assert (outcome.kind, outcome.log) == ("success", "begins\nends ::progress 0.9 not at the start\n")
+    assert line.progress == (0.5, "half of it", 7)
+    assert (await executor.run(job("progress"))).kind == "success"
+
+
+async def test_a_result_file_is_the_result_instead_of_stdout(executor, root):
+    outcome = await executor.run(job("result-file"))
+    assert (outcome.kind, outcome.result, outcome.log) == ("success", b"from the file", "")
+    assert list((root / "agents-scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        ('head -c 1048577 /dev/zero > "$RELAYMESH_RESULT_FILE"', "wrote 1048577 bytes to RELAYMESH_RESULT_FILE"),
+        ('mkfifo "$RELAYMESH_RESULT_FILE"', "no regular file"),
+        ('mkdir -p "$RELAYMESH_RESULT_FILE/a"', "no regular file"),
+        ('ln -s /etc/passwd "$RELAYMESH_RESULT_FILE"', "cannot be read: Too many levels of symbolic links"),
+    ],
+)
+async def test_a_result_file_that_is_none_is_rejected_and_gone(executor, root, make, message):
+    outcome = await executor.run(job("sh", make.encode()))
+    assert outcome.kind == "rejected"
+    assert message in outcome.error
+    assert list((root / "agents-scratch").iterdir()) == []
+
+
+async def test_a_result_file_of_a_failed_script_is_no_result(executor, root):
+    outcome = await executor.run(job("sh", b'echo x > "$RELAYMESH_RESULT_FILE"; exit 3'))
+    assert (outcome.kind, outcome.result) == ("failed", b"")
+    assert list((root / "agents-scratch").iterdir()) == []
+
+
+async def test_an_agent_has_limits_of_its_own(executor):
+    assert (await executor.run(job("small", b"10"))).kind == "success"
+    outcome = await executor.run(job("small", b"11"))
+    assert (outcome.kind, "more than 10 bytes" in outcome.error) == ("rejected", True)
+    assert (await executor.run(job("small-memory"))).result.split() == [b"51200"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["cpu", "cpu-below-a-shell"])
+async def test_a_script_that_uses_up_its_cpu_time_is_ended_with_a_word(executor, agent):
+    outcome = await executor.run(job(agent))
+    assert outcome.kind == "timeout"
+    assert outcome.error == "used more CPU time than its limit of 1 s (cpuMaxMs) and was ended"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "snooze_ms"), [(75, "snoozed", 2500), (65, "rejected", 0), (77, "cancelled", 0), (1, "failed", 0)]
+)
+async def test_exit_codes_mean_what_the_agent_says(executor, code, kind, snooze_ms):
+    outcome = await executor.run(job("exits", f"echo because >&2; exit {code}".encode()))
+    assert (outcome.kind, outcome.snooze_ms) == (kind, snooze_ms)
+    assert outcome.error.startswith(f"exit code {code}")
+    assert outcome.error.endswith(": because")
+
+
+@given(st.lists(st.sampled_from([b"::progress 0.5 x", b"::prog", b"ress", b"\n", b":", b"a", b"::progress "])))
+def test_progress_lines_are_found_however_the_stream_is_cut(pieces):
+    def sifted(chunks):
+        said = []
+        sieve = ProgressSieve(lambda fraction, text: said.append((fraction, text)))
+        return b"".join(map(sieve.sift, chunks)) + sieve.left().encode(), said
+
+    whole = b"".join(pieces)
+    kept = [line for line in whole.splitlines(keepends=True) if not line.startswith(b"::progress 0.5")]
+    expected = b"".join(kept)
+    if not expected.endswith(b"\n") and expected.rpartition(b"\n")[2].startswith(b"::progress "):
+        expected = expected[: expected.rfind(b"\n") + 1]  # an unfinished line of that kind is no log
+    assert sifted([bytes([byte]) for byte in whole]) == sifted(pieces) == sifted([whole])
+    assert sifted([whole])[0] == expected
+
+
 async def test_a_program_that_vanished_is_a_failure_that_names_it(executor, root):
     (root / "bin" / "mine.sh").unlink()
     outcome = await executor.run(job("mine"))
@@ -268,6 +362,13 @@ async def test_a_program_that_vanished_is_a_failure_that_names_it(executor, root
         ('{"agents":[{"id":"a","command":[]}]}', "must begin with a program"),
         ('{"agents":[{"id":"a","command":["cat","\\u0000"]}]}', "NUL"),
         ('{"agents":[{"id":"a","command":["cat"],"timeoutMs":0}]}', "`timeoutMs` is 0"),
+        ('{"agents":[{"id":"a","command":["cat"],"cpuMaxMs":0}]}', "`cpuMaxMs` is 0, not from 1"),
+        ('{"agents":[{"id":"a","command":["cat"],"memoryMaxBytes":5}]}', "`memoryMaxBytes` is 5, not at least 1048576"),
+        ('{"agents":[{"id":"a","command":["cat"],"resultMaxBytes":0}]}', "`resultMaxBytes` is 0, not at least 1"),
+        ('{"agents":[{"id":"a","command":["cat"],"snoozeMs":1}]}', "`snoozeMs` is 1, not from 100"),
+        ('{"agents":[{"id":"a","command":["cat"],"onExit":{"0":"fail"}}]}', "no exit code from 1 to 255"),
+        ('{"agents":[{"id":"a","command":["cat"],"onExit":{"ü":"fail"}}]}', "no exit code from 1 to 255"),
+        ('{"agents":[{"id":"a","command":["cat"],"onExit":{"75":"again"}}]}', r"Invalid enum value 'again'"),
         ('{"agents":[{"id":"a","command":["no-such-program"]}]}', "'no-such-program' is no program"),
         ('{"agents":[{"id":"a","command":["cat"]},{"id":"a","command":["cat"]}]}', "agent 'a' exists twice"),
         ('{"agents":[{"id":"echo","command":["cat"]}]}', "agent 'echo' exists twice: built in"),

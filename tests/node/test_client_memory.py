@@ -11,7 +11,7 @@ import trio
 
 from mesh.errors import ConfigError, ConflictError, LimitError, NotFoundError
 from node.agents import api
-from node.agents.api import Context, Fail, Retry, agent
+from node.agents.api import Context, Fail, Retry, Snooze, agent
 from node.client.mesh import Mesh
 from node.client.outcomes import ResultTypeError, TaskCancelled, TaskFailed
 from node.client.workflow import Workflow
@@ -358,3 +358,22 @@ def test_a_sync_mesh_serves_an_asyncio_test_too():
         return Mesh.memory().submit(waits, "a").result()
 
     assert asyncio.run(main()) == "a"
+
+
+def test_a_handler_in_memory_keeps_checkpoints_and_snoozes():
+    seen = []
+
+    @agent("keeps-its-place")
+    def keeps_its_place(ctx: Context) -> str:
+        seen.append((ctx.attempt, ctx.saved, ctx.cancelled))
+        if ctx.saved is None:
+            ctx.checkpoint({"page": 1})
+            raise RuntimeError("after the first page")
+        if ctx.saved == {"page": 1}:
+            ctx.checkpoint({"page": 2})
+            return Snooze(3600, "the rest comes later")
+        ctx.progress(1.0)
+        return "done"
+
+    assert Mesh.memory().submit(keeps_its_place).result() == "done"
+    assert seen == [(1, None, False), (2, {"page": 1}, False), (2, {"page": 2}, False)]

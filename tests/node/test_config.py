@@ -66,6 +66,7 @@ def test_every_flag_arrives(root, enrolments, tmp_path):
         *("--seeds-file", tmp_path / "seeds", "--agents", tmp_path / "agents.py", "--agents", tmp_path / "more.py"),
         *("--label", "site=north", "--label", "gpu=", "--slots", "8", "--profile", "local", "--log-format", "json"),
         "--start-alone",
+        "--dev",
     )
 
     assert config.node_id == "node-a"
@@ -75,6 +76,8 @@ def test_every_flag_arrives(root, enrolments, tmp_path):
     assert [path.name for path in config.agents] == ["agents.py", "more.py"]
     assert config.labels == {"site": "north", "gpu": ""}
     assert (config.slots, config.profile, config.log_format, config.start_alone) == (8, "local", "json", True)
+    assert config.dev
+    assert not parse(root).dev
 
 
 def test_the_environment_gives_what_flags_do_not(tmp_path):
