@@ -88,8 +88,12 @@ class _Root(GroupOfParts):
     parts = (
         module_part(
             "work_commands",
-            *("submit", "submit-workflow", "task", "tasks", "workflow", "result", "wait", "cancel", "replay"),
+            *("submit", "submit-workflow", "task", "tasks", "workflow", "result", "wait", "cancel"),
             *("explain", "logs"),
+        ),
+        module_part(
+            "recovery_commands",
+            *("replay", "replay-batch", "dead", "dead-export", "task-export", "lease-report"),
         ),
         module_part(
             "node_commands",

@@ -21,6 +21,7 @@ from node.admin.garbage_commands import GarbageCommands
 from node.admin.mesh_commands import MeshCommands
 from node.admin.overview_commands import OverviewCommands
 from node.admin.quarantine_commands import QuarantineCommands
+from node.admin.recovery_commands import RecoveryCommands
 from node.admin.replication_commands import ReplicationCommands
 from node.admin.snapshot_commands import SnapshotCommands
 from node.admin.trust_commands import TrustCommands
@@ -50,6 +51,7 @@ class AdminService:
         """Without `reenrolment` the identity of the node cannot be replaced while it runs."""
         self._commands: Mapping[str, Command] = {
             **WorkCommands(node).commands(),
+            **RecoveryCommands(node).commands(),
             **MeshCommands(node, config).commands(),
             **GarbageCommands(node).commands(),
             **OverviewCommands(node).commands(),
