@@ -32,7 +32,8 @@ from node.node import Node, NodeSpec
 from node.real_env import make_env
 from node.reenrolment import Reenrolment
 from node.root_lock import root_lock
-from node.settings import changed_without_effect
+from node.settings import SETTINGS_FILE, changed_without_effect
+from node.settings_reload import SettingsReload
 from node.streams.rpc import RpcServer
 from node.streams.tls import make_contexts
 from node.streams.trio_net import TrioNet
@@ -194,7 +195,7 @@ def spec_of(config: NodeConfig, enrolment: Enrolment) -> NodeSpec:
 
 
 async def _serve(config: NodeConfig, enrolment: Enrolment, env: Env, net: TrioNet) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as streams:
             # Ports come before the database: a taken port must leave no trace.
             datagrams = await env.net.bind_datagram(config.bind)
@@ -204,8 +205,9 @@ async def _serve(config: NodeConfig, enrolment: Enrolment, env: Env, net: TrioNe
             node = Node(env, spec_of(config, enrolment))
             await node.open()
             try:
-                admin = AdminService(node, config, Reenrolment(node, net, config.root, enrolment))
-                await _run_node(node, config, admin, datagrams, ready, signals)
+                settings = SettingsReload.of_file(node, config.root / SETTINGS_FILE, os.environ)
+                admin = AdminService(node, config, Reenrolment(node, net, config.root, enrolment), settings)
+                await _run_node(node, config, admin, settings, datagrams, ready, signals)
             finally:
                 with trio.CancelScope(shield=True), trio.move_on_after(STOP_MAX_S):
                     await node.close()
@@ -216,6 +218,7 @@ async def _run_node(
     node: Node,
     config: NodeConfig,
     admin: AdminService,
+    settings: SettingsReload,
     datagrams: DatagramSocket,
     ready: _LateServer,
     signals: AsyncIterator[int],
@@ -237,7 +240,11 @@ async def _run_node(
             config.rpc_bind,
             config.root / "control.sock",
         )
+        nursery.start_soon(settings.watch, config.root / SETTINGS_FILE)
         async for signum in signals:
+            if signum == signal.SIGHUP:
+                nursery.start_soon(settings.reload_quietly, "signal")
+                continue
             log.info("%s: giving work back and leaving", signal.Signals(signum).name)
             break
         with trio.move_on_after(STOP_MAX_S) as limit:

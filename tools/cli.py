@@ -110,6 +110,7 @@ class _Root(GroupOfParts):
             "replication-controller",
         ),
         module_part("schema_commands", "schema-migrations", "schema-rollback"),
+        module_part("settings_commands", "reload-settings", "settings-history"),
         module_part("bootstrap_commands", "bootstrap-from"),
         module_part("snapshot_commands", "snapshot-export", "snapshot-import"),
         Part(_register_quarantine, ("quarantine",)),

@@ -10,7 +10,7 @@ import collections
 import logging
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import trio
@@ -269,6 +269,10 @@ class Runtime:
     def idle_slots(self) -> int:
         """How many slots have nothing to do right now."""
         return 0 if self._stopping or self.paused else len(self._parked)
+
+    def set_retry(self, retry: RetryPolicy) -> None:
+        """Judge attempts that end from now on by this, unless their step or agent says otherwise."""
+        self._limits = replace(self._limits, retry=retry)
 
     # --- the gate ---
 
