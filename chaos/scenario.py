@@ -93,6 +93,8 @@ class WorkloadSpec:
     """Of submits, whose steps must never run in two places at once (`onPartition = wait`)."""
     continue_share: float = 0.0
     """Of workflows, whose last step runs even when others fail (`onFailure = continue`)."""
+    wide_replay_share: float = 0.0
+    """Of replays, that begin a step and all below it anew, or all that failed of many tasks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,10 +36,11 @@ SHORTEST_S = 0.3
 WAIT_SHARES = (0.0, 0.0, 0.3, 0.8)
 """Of submits that ask for `onPartition = wait`: in half of the scenarios none."""
 CONTINUE_SHARES = (0.0, 0.5)
+WIDE_REPLAY_SHARES = (0.0, 0.0, 0.3)
 CALM_S = 2.0
 """Between two faults of one process or disk: a host has time to come back."""
 
-_APART: Mapping[str, float] = {"key-rotation": 0.3, "ca-rotation": 0.1}
+_APART: Mapping[str, float] = {"key-rotation": 0.3, "ca-rotation": 0.1, "settings-reload": 0.15}
 """Kinds that are drawn apart from the sample, with this chance: seeds that do not draw them are as if they were not."""
 
 _LOSES_DATA = frozenset({"lying-sync", "stale-image", "wipe"})
@@ -121,6 +122,7 @@ def draw(seed: int, *, nodes: tuple[int, int] = NODES) -> Scenario:
             purge_share=stream(seed, "purges").choice(PURGE_SHARES),
             wait_share=stream(seed, "wait").choice(WAIT_SHARES),
             continue_share=stream(seed, "continue").choice(CONTINUE_SHARES),
+            wide_replay_share=stream(seed, "wide replays").choice(WIDE_REPLAY_SHARES),
         ),
         settings={
             **draws.choice([SHORT_DWELL, SHORT_DWELL, {"suspectRecoverMinMs": 200, "deadRecoverMinMs": 5_000}]),

@@ -16,6 +16,7 @@ from chaos.observations import (
     RunEnded,
     RunStarted,
     Sampled,
+    SettingsReloaded,
     SinkWrite,
 )
 from mesh.ids import Origin
@@ -174,6 +175,10 @@ def copies_everything(feed: Feed) -> None:
     feed.tell(Logged, "n0", level=30, text="this node was away for too long to catch up by news: it copies all of n1")
 
 
+def reloads_settings(feed: Feed) -> None:
+    feed.tell(SettingsReloaded, "n0", bad_refused=True, wanted={}, in_force={}, spread=(3, None))
+
+
 STORIES = [
     ("suspect-refuted", suspects),
     ("dead-returned", returns),
@@ -227,6 +232,7 @@ STORIES = [
     ("ca-promoted", rotates_its_ca),
     ("returned-to-another-ca", rotates_its_ca),
     ("old-work-after-restart", dies(how="kill")),
+    ("settings-reloaded", reloads_settings),
 ]
 
 
