@@ -100,6 +100,7 @@ class _Root(GroupOfParts):
             *("agents", "members", "mesh-summary", "health", "stats", "metrics", "ownership-events"),
             *("lease-conflicts", "cluster-state", "cluster-epoch-bump", "mesh-recover", "maintenance"),
         ),
+        module_part("benchmark_commands", "benchmark-run"),
         module_part("watch_commands", "top", "doctor"),
         module_part("garbage_commands", "purge", "mesh-prune"),
         module_part("upgrade_commands", "upgrade-rehearsal"),

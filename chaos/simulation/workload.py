@@ -37,8 +37,8 @@ class Workload:
         self._world = world
         self._spec = world.scenario.workload
         self._calls = 0
-        self.accepted: dict[str, None] = {}
-        """Tasks that some host acknowledged, in order."""
+        self.accepted: dict[str, tuple[str, ...]] = {}
+        """Tasks that some host acknowledged, in order, with the names of their steps."""
         self.submits = 0
 
     async def run(self) -> None:
@@ -102,7 +102,7 @@ class Workload:
         self.submits += 1
         answer = await self.ask(host, "submit-workflow", args)
         if answer is not None:
-            self.accepted[answer["taskId"]] = None
+            self.accepted[answer["taskId"]] = tuple(step["id"] for step in args["definition"]["steps"])
 
     def _definition(self, draws: random.Random) -> dict[str, Any]:
         if draws.random() < self._spec.poison_share:
@@ -146,8 +146,8 @@ class Workload:
             await self._change(host, "replay", picked)
         elif draws.random() < BATCH_SHARE:
             await self.ask(host, "replay-batch", {"limit": draws.randint(1, 30)})
-        else:
-            await self._change(host, "replay", picked, fromStep=draws.choice(["only", "top", "left", "join"]))
+        elif task_id := self._task(picked):
+            await self._change(host, "replay", picked, fromStep=draws.choice(self.accepted[task_id]))
 
     async def _look(self, host: str, picked: float) -> None:
         task_id = self._task(picked)

@@ -210,3 +210,25 @@ async def test_a_lease_report_counts_what_happened_to_leases(world, autojump_clo
     assert (short["rows"], short["more"]) == (1, True)
     await trio.sleep(2 * 3600)
     assert (await a.admin("lease-report", hours=1))["rows"] == 0
+
+
+async def test_stats_count_dead_letters_by_cause_and_how_long_work_waits(world, autojump_clock):
+    a = await start(world, slots=1)
+    await dead_task(a)
+    await trio.sleep(3601)
+    await dead_task(a, "reject", input="x")
+    await dead_task(a, "reject", input="y")
+    await a.submit("sleep", input="1000", priority="high")
+    await a.submit("echo", input="waits")
+    await trio.sleep(50)
+    stats = await a.admin("stats")
+    assert stats["deadLetters"] == {"total": 3, "classed": 3, "byCause": {"rejected": 2, "attempts-exhausted": 1}}
+    assert (stats["deadLetterGrowth1h"], stats["leaseConflict1h"], stats["workerPaused"]) == (2, 0, None)
+    assert 49_000 <= stats["queueLagMs"] <= 52_000
+
+
+async def test_maintenance_tells_what_it_took_and_pruned(world, autojump_clock):
+    a = await start(world)
+    answer = await a.admin("maintenance")
+    assert (answer["deadOwnerReclaimed"], answer["reclaimed"], answer["deadNodesPruned"]) == (0, 0, 0)
+    assert answer["verified"] == []

@@ -144,7 +144,7 @@ COMMANDS = (
         "logs",
     ),
     *("agents", "members", "mesh-summary", "health", "stats", "metrics", "top", "doctor"),
-    *("lease-report", "reload-settings", "settings-history"),
+    *("lease-report", "benchmark-run", "reload-settings", "settings-history"),
     *("ownership-events", "lease-conflicts", "cluster-state", "tls-status", "purge", "mesh-prune"),
     *("cluster-epoch-bump", "mesh-recover", "maintenance", "upgrade-rehearsal", "version", "demo"),
     *("replication-export", "replication-import", "replication-verify", "replication-controller"),
