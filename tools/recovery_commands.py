@@ -26,6 +26,7 @@ Cause = Literal["rejected", "timeout", "crashed", "attempts-exhausted", "lost-le
 CauseOption = Annotated[Cause | None, typer.Option("--cause", help="Only dead letters of this class.")]
 
 _DEAD_COLUMNS = ("taskId", "step", "agentId", "cause", "attempts", "diedAtMs", "lastError")
+_EVENT_COLUMNS = ("occurredAtMs", "action", "nodeId", "taskId", "stepId", "details")
 _BATCH_COLUMNS = ("taskId", "replayed", "steps", "message")
 
 
@@ -105,7 +106,8 @@ def _dead(
     Example: relaymesh dead --cause crashed
     """
     answer = session.ask("dead", limit=limit, agent=agent, cause=cause)
-    session.show(answer, columns=_DEAD_COLUMNS)
+    shown = answer if session.json else {"dead": answer["dead"], "byCause": answer["byCause"]}
+    session.show(shown, columns=_DEAD_COLUMNS)
     return EXIT_OK
 
 
@@ -220,7 +222,7 @@ def _lease_report(
         check_free(out, force=force)
     report = session.ask("lease-report", hours=hours, limit=limit)
     if out is None:
-        session.show(report)
+        session.show(report, columns=_EVENT_COLUMNS)
         return EXIT_OK
     write_document(out, report, {}, force=force)
     session.show({"generated": True, "path": str(out), "rows": report["rows"], "more": report["more"]})

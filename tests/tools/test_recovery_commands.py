@@ -121,3 +121,15 @@ def test_a_lease_report_is_printed_or_written(fake_node, relaymesh, tmp_path):
     assert ran.json == {"generated": True, "path": str(out), "rows": 2, "more": False}
     assert json.loads(out.read_text()) == report
     assert fake_node.calls[-1]["args"] == {"hours": 2, "limit": 9}
+
+
+def test_dead_letters_are_listed_for_people_without_what_only_programs_need(fake_node, relaymesh):
+    fake_node.answers["dead"] = {"dead": [letter(0)], "byCause": {"timeout": 1}, "next": [7, "s0"]}
+
+    ran = relaymesh("--root", fake_node.root, "dead", "--cause", "timeout", "--agent", "x", "--limit", "1")
+
+    assert fake_node.args("dead") == {"limit": 1, "cause": "timeout", "agent": "x"}
+    assert "TASK_ID" in ran.out
+    assert "next" not in ran.out
+    assert relaymesh("--root", fake_node.root, "dead", "--json").json["next"] == [7, "s0"]
+    assert relaymesh("--root", fake_node.root, "dead", "--cause", "luck").code == 2
