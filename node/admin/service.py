@@ -17,6 +17,7 @@ from mesh.ids import parse_namespace
 from node.admin.arguments import Arguments
 from node.admin.convergence_commands import ConvergenceCommands
 from node.admin.diagnosis_commands import DiagnosisCommands
+from node.admin.export_commands import ExportCommands
 from node.admin.garbage_commands import GarbageCommands
 from node.admin.mesh_commands import MeshCommands
 from node.admin.overview_commands import OverviewCommands
@@ -65,6 +66,7 @@ class AdminService:
         self._commands: Mapping[str, Command] = {
             **WorkCommands(node).commands(),
             **RecoveryCommands(node).commands(),
+            **ExportCommands(node).commands(),
             **MeshCommands(node, config).commands(),
             **GarbageCommands(node).commands(),
             **OverviewCommands(node).commands(),

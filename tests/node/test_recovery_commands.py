@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from mesh.errors import ConfigError, ConflictError, NotFoundError, StoreError
-from node.admin import recovery_commands
+from node.admin import export_commands, recovery_commands
 from node.env import Outcome
 from tests.node.simulated_env import simulated_world
 
@@ -167,8 +167,8 @@ async def test_dead_letters_are_listed_by_cause_and_page_by_page(world, autojump
 
 
 async def test_an_export_has_small_payloads_and_says_where_large_ones_are(world, autojump_clock, monkeypatch):
-    monkeypatch.setattr(recovery_commands, "PAGE_STEPS_MAX", 1)
-    monkeypatch.setattr(recovery_commands, "PAGE_EVENTS_MAX", 1)
+    monkeypatch.setattr(export_commands, "PAGE_STEPS_MAX", 1)
+    monkeypatch.setattr(export_commands, "PAGE_EVENTS_MAX", 1)
     a = await start(world)
     task_id = await a.workflow(
         {"id": "x", "agent": "echo", "input": "small"}, {"id": "y", "agent": "flaky", "dependsOn": ["x"]}
