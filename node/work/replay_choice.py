@@ -85,7 +85,7 @@ def _why_left(step: Row, by_name: dict[str, Row]) -> str:
         case Status.SUCCESS:
             return "it succeeded: its result is kept"
         case Status.PENDING if not is_runnable(step, by_name):
-            return "it has not begun: it runs when what it depends on has succeeded"
+            return "it has not begun: it runs when what it depends on is done"
         case Status.DEAD_LETTER | Status.CANCELLED:
             return f"it was not asked for, and stays {step.text('status')}"
         case _:

@@ -54,7 +54,7 @@ async def test_a_replay_says_what_runs_again_and_what_does_not(world, autojump_c
     assert (answer["replayed"], answer["steps"], answer["generation"]) == (True, ["y"], 1)
     assert answer["notReplayed"] == [
         {"why": "it succeeded: its result is kept", "steps": ["x"]},
-        {"why": "it has not begun: it runs when what it depends on has succeeded", "steps": ["z"]},
+        {"why": "it has not begun: it runs when what it depends on is done", "steps": ["z"]},
     ]
     assert (await a.wait(task_id))["status"] == "SUCCESS"
     again = await a.admin("replay", taskId=task_id, fromStep="y")

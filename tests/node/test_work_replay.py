@@ -86,7 +86,7 @@ async def test_what_is_left_alone_is_told_with_its_reason(a):
     assert dict(choose_failed(task_id, steps).left) == {
         "first": "it succeeded: its result is kept",
         "aside": "it succeeded: its result is kept",
-        "last": "it has not begun: it runs when what it depends on has succeeded",
+        "last": "it has not begun: it runs when what it depends on is done",
     }
     assert dict(choose_one(task_id, steps, "first").left)["middle"] == "it was not asked for, and stays DEAD_LETTER"
     await a.replay(task_id)
