@@ -25,6 +25,7 @@ from chaos.observations import (
     RunStarted,
     Sampled,
     Seen,
+    SettingsReloaded,
     SinkWrite,
 )
 from mesh.ids import Origin
@@ -92,6 +93,7 @@ POINTS: Mapping[str, str] = {
     "returned-by-certificate": "a node that no member could have opened a packet of fetched the keys of the mesh",
     "ca-promoted": "a node began to follow another signing CA",
     "returned-to-another-ca": "a node that had missed a whole rotation of the CA followed it",
+    "settings-reloaded": "a node refused a bad settings file and took a good one into use, without a restart",
     "old-work-after-restart": "a node went on, after a restart, with what it had owned before",
 }
 """Name and meaning of every point."""
@@ -108,6 +110,7 @@ RARE = frozenset(
         "origins-collapsed",
         "snapshot-adopted",
         "database-set-aside",
+        "settings-reloaded",
     }
 )
 """Points that a hundred seeds may well miss: they are for scenarios that are about them."""
@@ -165,6 +168,7 @@ class Coverage:
             ClientAnswered: self._answered,
             Logged: self._logged,
             Sampled: self._sampled,
+            SettingsReloaded: lambda _seen: iter(("settings-reloaded",)),
         }
 
     def see(self, seen: Seen) -> None:

@@ -373,6 +373,16 @@ MENU: Mapping[str, FaultKind] = {
         longest_s=0,
         options={"rotations": Option(default=1, about="one after another", lowest=1, highest=10)},
     ),
+    "settings-reload": FaultKind(
+        about="a node is given a bad settings file, which it refuses, and then other settings, without a restart",
+        hits="nodes",
+        weight=1,
+        longest_s=0,
+        options={
+            "fanout": Option(default=2, about="gossipFanout", lowest=1, highest=10),
+            "ttl": Option(default=6, about="gossipPacketTtl", lowest=2, highest=20),
+        },
+    ),
     "ca-rotation": FaultKind(
         about="an operator rotates the mesh's CA through a node: adds one, promotes it, and retires the former one",
         hits="node",

@@ -180,6 +180,19 @@ class CaListAccepted(Seen):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsReloaded(Seen):
+    """A node was given a bad settings file and then a good one, and answered both in one life."""
+
+    bad_refused: bool
+    wanted: Mapping[str, Any]
+    """What the good one says."""
+    in_force: Mapping[str, Any]
+    """What the node goes by afterwards."""
+    spread: tuple[int, int | None]
+    """Fanout and hop cap of its gossip then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RumorRepeated(Seen):
     """What is above the membership of `host` was handed a rumor that this process had been handed before."""
 

@@ -95,6 +95,8 @@ class WorkloadSpec:
     """Of workflows, whose last step runs even when others fail (`onFailure = continue`)."""
     handler_share: float = 0.0
     """Of steps, whose handlers keep checkpoints, snooze, or cancel themselves."""
+    wide_replay_share: float = 0.0
+    """Of replays, that begin a step and all below it anew, or all that failed of many tasks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,10 +38,11 @@ WAIT_SHARES = (0.0, 0.0, 0.3, 0.8)
 CONTINUE_SHARES = (0.0, 0.5)
 HANDLER_SHARES = (0.0, 0.0, 0.3, 0.8)
 """Of steps whose handlers do more than to succeed or fail: in half of the scenarios none."""
+WIDE_REPLAY_SHARES = (0.0, 0.0, 0.3)
 CALM_S = 2.0
 """Between two faults of one process or disk: a host has time to come back."""
 
-_APART: Mapping[str, float] = {"key-rotation": 0.3, "ca-rotation": 0.1}
+_APART: Mapping[str, float] = {"key-rotation": 0.3, "ca-rotation": 0.1, "settings-reload": 0.15}
 """Kinds that are drawn apart from the sample, with this chance: seeds that do not draw them are as if they were not."""
 
 _LOSES_DATA = frozenset({"lying-sync", "stale-image", "wipe"})
@@ -124,6 +125,7 @@ def draw(seed: int, *, nodes: tuple[int, int] = NODES) -> Scenario:
             wait_share=stream(seed, "wait").choice(WAIT_SHARES),
             continue_share=stream(seed, "continue").choice(CONTINUE_SHARES),
             handler_share=stream(seed, "handlers").choice(HANDLER_SHARES),
+            wide_replay_share=stream(seed, "wide replays").choice(WIDE_REPLAY_SHARES),
         ),
         settings={
             **draws.choice([SHORT_DWELL, SHORT_DWELL, {"suspectRecoverMinMs": 200, "deadRecoverMinMs": 5_000}]),

@@ -39,6 +39,10 @@ class Dissemination:
         self._turn = 0
         self.ttl_exhausted = 0
 
+    def retune(self, profile: Profile) -> None:
+        """Spread by the fanout and hop cap of this profile from now on."""
+        self._profile = profile
+
     def is_new(self, rumor: Rumor, now: float) -> bool:
         """True the first time this rumor is heard; its copies are dropped. Our own come back as copies too."""
         return self._dedup.is_new((rumor.origin, rumor.life, rumor.number), now)

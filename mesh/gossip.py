@@ -9,6 +9,7 @@ every datagram that was waiting: an answer that lies in the socket must be heard
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -248,6 +249,11 @@ class Gossip:
         self._enter(now)
         self._news.tell_topic(topic, payload, subject, now)
         return self._outbox.take()
+
+    def set_spread(self, *, fanout: int, hop_ttl: int | None) -> None:
+        """Tell so many members in a tick, and let new rumors take so many hops, from now on; None as by default."""
+        self.profile = dataclasses.replace(self.profile, fanout=fanout, hop_ttl_override=hop_ttl)
+        self._news.retune(self.profile)
 
     def set_vector_digest(self, digest: bytes) -> None:
         """Say what our replica holds, in 8 bytes; probes carry it, and a peer that differs twice asks for a pull."""

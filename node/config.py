@@ -41,7 +41,8 @@ examples:
       a node of a mesh made by `relaymesh mesh create`; --enroll is needed once, and repeating it does no harm
 
 Every flag can also be an environment variable: RELAYMESH_ROOT for --root, RELAYMESH_AGENTS and RELAYMESH_LABELS with
-commas between values. Tuning lives in <root>/relaymesh-settings.json. Everything is read once, at the start.
+commas between values. Tuning lives in <root>/relaymesh-settings.json. All of it is read at the start; settings that
+change while the node runs are taken in within 10 s, as far as that can be (see `relaymesh reload-settings --help`).
 """
 
 

@@ -33,7 +33,8 @@ from node.node import Node, NodeSpec
 from node.real_env import make_env
 from node.reenrolment import Reenrolment
 from node.root_lock import root_lock
-from node.settings import changed_without_effect
+from node.settings import SETTINGS_FILE, changed_without_effect
+from node.settings_reload import SettingsReload
 from node.streams.rpc import RpcServer
 from node.streams.tls import make_contexts
 from node.streams.trio_net import TrioNet
@@ -117,7 +118,7 @@ async def embed(
 
 
 def _process_signals() -> AbstractContextManager[AsyncIterator[int]]:
-    return trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT)
+    return trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def _executor(config: NodeConfig) -> ProcessExecutor:
@@ -242,8 +243,9 @@ async def _serve(
             node = Node(env, spec_of(config, enrolment))
             await node.open()
             try:
-                admin = AdminService(node, config, Reenrolment(node, net, config.root, enrolment))
-                await _run_node(node, config, admin, datagrams, ready, signals, on_ready)
+                settings = SettingsReload.of_file(node, config.root / SETTINGS_FILE, os.environ)
+                admin = AdminService(node, config, Reenrolment(node, net, config.root, enrolment), settings)
+                await _run_node(node, config, admin, settings, datagrams, ready, signals, on_ready)
             finally:
                 with trio.CancelScope(shield=True), trio.move_on_after(STOP_MAX_S):
                     await node.close()
@@ -256,6 +258,7 @@ async def _run_node(
     node: Node,
     config: NodeConfig,
     admin: AdminService,
+    settings: SettingsReload,
     datagrams: DatagramSocket,
     ready: _LateServer,
     signals: AsyncIterator[int],
@@ -278,8 +281,12 @@ async def _run_node(
             config.rpc_bind,
             config.root / "control.sock",
         )
+        nursery.start_soon(settings.watch, config.root / SETTINGS_FILE)
         on_ready()
         async for signum in signals:
+            if signum == signal.SIGHUP:
+                nursery.start_soon(settings.reload_quietly, "signal")
+                continue
             log.info("%s: giving work back and leaving", signal.Signals(signum).name)
             break
         with trio.move_on_after(STOP_MAX_S) as limit:

@@ -220,7 +220,7 @@ class Node:
                 nursery.start_soon(self._verify_now_and_then)
                 if not self.spec.settings.linked_sites:
                     nursery.start_soon(self.stability.run)
-                nursery.start_soon(self.roster.prune_now_and_then, self.spec.settings)
+                nursery.start_soon(self.roster.prune_now_and_then, lambda: self.spec.settings)
                 nursery.start_soon(self.purger.run)
                 nursery.start_soon(self.disk_budget.run)
                 task_status.started()
@@ -275,11 +275,7 @@ class Node:
         limits = RunLimits(
             slots=spec.slots,
             timeout_s=spec.settings.agent_timeout_ms / 1000,
-            retry=RetryPolicy(
-                max_attempts=spec.settings.max_attempts,
-                base_backoff_ms=spec.settings.base_backoff_ms,
-                max_backoff_ms=spec.settings.max_backoff_ms,
-            ),
+            retry=retry_of(spec.settings),
         )
         self.support = RosterSupport(
             env,
@@ -347,11 +343,7 @@ class Node:
             me=spec.node_id,
             alive=lambda: [spec.node_id, *self.loop.alive_peers()],
             may_write=self._may_delete,
-            retention=Retention(
-                done_ms=spec.settings.done_retention_ms or None,
-                dead_ms=spec.settings.dead_retention_ms or None,
-                attempts_ms=spec.settings.attempt_retention_ms or None,
-            ),
+            retention=retention_of(spec.settings),
             every_s=spec.settings.retention_interval_ms / 1000,
         )
         self.disk_budget = DiskBudget(
@@ -397,6 +389,16 @@ class Node:
         self.loop.on_unknown_key = self.trust_fetch.on_unknown_key
         self.authority.on_stranger = self.trust_fetch.on_stranger
         self.trust.on_changed.append(self._on_trust_changed)
+
+    def take_settings(self, settings: Settings) -> None:
+        """Go by these from now on, as far as a running node can: `node.settings_reload` knows how far."""
+        self.spec = dataclasses.replace(self.spec, settings=settings)
+        self.runtime.set_retry(retry_of(settings))
+        self.gossip.set_spread(fanout=settings.gossip_fanout, hop_ttl=settings.gossip_packet_ttl)
+        every_s = settings.retention_interval_ms / 1000
+        self.purger.retune(retention_of(settings), every_s)
+        self.disk_budget.retune(settings.disk_budget_bytes, every_s)
+        self.roster.pause.cut()
 
     def offer(self) -> Offer:
         """What this node can run."""
@@ -713,6 +715,24 @@ class Node:
     async def close(self) -> None:
         """Close the database cleanly."""
         await self.store.close()
+
+
+def retry_of(settings: Settings) -> RetryPolicy:
+    """How failed attempts are tried again where neither step nor agent says."""
+    return RetryPolicy(
+        max_attempts=settings.max_attempts,
+        base_backoff_ms=settings.base_backoff_ms,
+        max_backoff_ms=settings.max_backoff_ms,
+    )
+
+
+def retention_of(settings: Settings) -> Retention:
+    """How long ended tasks are kept."""
+    return Retention(
+        done_ms=settings.done_retention_ms or None,
+        dead_ms=settings.dead_retention_ms or None,
+        attempts_ms=settings.attempt_retention_ms or None,
+    )
 
 
 def _tuned(profile: Profile, settings: Settings) -> Profile:

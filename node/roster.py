@@ -7,7 +7,7 @@ remembered and its address is called. One that was pruned and comes back counts 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from mesh.errors import RelayMeshError
@@ -15,6 +15,7 @@ from mesh.ids import Address
 from mesh.membership import Status
 from node.env import Env
 from node.gossip_loop import GossipLoop
+from node.pause import Pause
 from node.settings import Settings
 from node.storage.reader import Reader
 from node.storage.store import Store
@@ -34,6 +35,8 @@ class Roster:
         self._stored: dict[str, int] = {}
         """Node ids with a record in the database, and when it was written, in milliseconds since 1970."""
         self._pruned: dict[str, None] = {}
+        self.pause = Pause(env.clock)
+        """Between two rounds of pruning; cut it when the settings changed."""
 
     async def load(self) -> None:
         """Read what an earlier process knew."""
@@ -87,12 +90,12 @@ class Roster:
                 log.warning("member %s is pruned: deleted rows are not remembered for it any more", node)
         return chosen
 
-    async def prune_now_and_then(self, settings: Settings) -> None:
-        """Prune by the operator's settings, until cancelled."""
-        if not settings.mesh_prune_interval_ms:
-            return
+    async def prune_now_and_then(self, current: Callable[[], Settings]) -> None:
+        """Prune by the operator's settings of the moment, until cancelled."""
         while True:
-            await self._env.clock.sleep(settings.mesh_prune_interval_ms / 1000)
+            settings = current()
+            if not await self.pause.sleep(settings.mesh_prune_interval_ms / 1000 or None):
+                continue
             try:
                 await self.prune(older_than_s=settings.mesh_prune_older_than_ms / 1000, limit=settings.mesh_prune_limit)
             except RelayMeshError as error:

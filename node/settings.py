@@ -160,8 +160,13 @@ def load_settings(path: Path, environ: Mapping[str, str] | None = None) -> Setti
 
     Raises ConfigError naming the file or variable, the key, and the values that are allowed.
     """
-    values = _read_file(path)
-    sources = dict.fromkeys(values, str(path))
+    return settings_from(read_settings_file(path), str(path), environ)
+
+
+def settings_from(data: bytes | None, source: str, environ: Mapping[str, str] | None = None) -> Settings:
+    """The same from a file's content, None when there is no file; `source` is how an error names it."""
+    values = {} if data is None else _parse_file(source, data)
+    sources = dict.fromkeys(values, source)
     for key, variable in _environment_names().items():
         text = (environ or {}).get(variable)
         if text is not None:
@@ -170,7 +175,7 @@ def load_settings(path: Path, environ: Mapping[str, str] | None = None) -> Setti
     for key, value in values.items():
         check_value(sources[key], key, value)
     settings = msgspec.convert(values, Settings)
-    check_order(settings, sources, str(path))
+    check_order(settings, sources, source)
     return settings
 
 
@@ -179,14 +184,30 @@ def changed_without_effect(settings: Settings) -> list[str]:
     return [key for key in WITHOUT_EFFECT if getattr(settings, _FIELDS[key].name) != _FIELDS[key].default]
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def changed_keys(before: Settings, after: Settings) -> list[str]:
+    """The names of the settings in which two values differ."""
+    return [key for key, field in _FIELDS.items() if getattr(before, field.name) != getattr(after, field.name)]
+
+
+def with_keys_of(base: Settings, other: Settings, keys: Iterable[str]) -> Settings:
+    """`base` with the values that `other` has for these names."""
+    names = [_FIELDS[key].name for key in keys]
+    return msgspec.structs.replace(base, **{name: getattr(other, name) for name in names})
+
+
+def read_settings_file(path: Path) -> bytes | None:
+    """What the file holds, None when there is none; ConfigError when it cannot be read. Blocks."""
     try:
         with path.open("rb") as file:
             data = file.read(SETTINGS_BYTES_MAX + 1)
     except FileNotFoundError:
-        return {}
+        return None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return data
+
+
+def _parse_file(path: str, data: bytes) -> dict[str, Any]:
     if len(data) > SETTINGS_BYTES_MAX:
         raise ConfigError(f"{path}: larger than {SETTINGS_BYTES_MAX} bytes, which is no settings file")
     try:
@@ -204,7 +225,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     return values
 
 
-def _unique_keys(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
         names = [name for name, _ in pairs]

@@ -88,14 +88,19 @@ class _Root(GroupOfParts):
     parts = (
         module_part(
             "work_commands",
-            *("submit", "submit-workflow", "task", "tasks", "workflow", "result", "wait", "cancel", "replay"),
+            *("submit", "submit-workflow", "task", "tasks", "workflow", "result", "wait", "cancel"),
             *("explain", "logs"),
+        ),
+        module_part(
+            "recovery_commands",
+            *("replay", "replay-batch", "dead", "dead-export", "task-export", "lease-report"),
         ),
         module_part(
             "node_commands",
             *("agents", "members", "mesh-summary", "health", "stats", "metrics", "ownership-events"),
             *("lease-conflicts", "cluster-state", "cluster-epoch-bump", "mesh-recover", "maintenance"),
         ),
+        module_part("benchmark_commands", "benchmark-run"),
         module_part("watch_commands", "top", "doctor"),
         module_part("garbage_commands", "purge", "mesh-prune"),
         module_part("upgrade_commands", "upgrade-rehearsal"),
@@ -106,6 +111,7 @@ class _Root(GroupOfParts):
             "replication-controller",
         ),
         module_part("schema_commands", "schema-migrations", "schema-rollback"),
+        module_part("settings_commands", "reload-settings", "settings-history"),
         module_part("bootstrap_commands", "bootstrap-from"),
         module_part("snapshot_commands", "snapshot-export", "snapshot-import"),
         Part(_register_quarantine, ("quarantine",)),

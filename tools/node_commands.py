@@ -146,7 +146,8 @@ def _mesh_recover(session: Session, limit: Limit = 128) -> int:
 def _maintenance(session: Session) -> int:
     """Compare replicas with all peers, and repair them.
 
-    The asked node also takes over at once what is due.
+    The asked node also takes over at once what is due (`deadOwnerReclaimed`), and prunes members by its settings
+    (`deadNodesPruned`). Leases need no heartbeat here, and retries no dispatch: there is nothing to count of those.
     """
     session.show(session.ask("maintenance"))
     return EXIT_OK

@@ -249,22 +249,6 @@ def _cancel(
     return EXIT_OK if answer.get("cancelled") else EXIT_NEGATIVE
 
 
-def _replay(
-    session: Session,
-    task_id: TaskId,
-    step: Annotated[
-        str | None,
-        typer.Option(
-            "--step", metavar="NAME", help="Only this step, even one that succeeded; default: all that failed."
-        ),
-    ] = None,
-) -> int:
-    """Run failed or cancelled steps again."""
-    answer = session.ask("replay", taskId=task_id, step=step)
-    session.show(answer)
-    return EXIT_OK if answer.get("replayed") else EXIT_NEGATIVE
-
-
 def _explain(
     session: Session, task_id: Annotated[str, typer.Argument(metavar="ID", help="Id of a task, or of one step.")]
 ) -> int:
@@ -305,7 +289,6 @@ _COMMANDS: dict[str, Command] = {
     "result": _result,
     "wait": _wait,
     "cancel": _cancel,
-    "replay": _replay,
     "explain": _explain,
     "logs": _logs,
 }

@@ -38,6 +38,7 @@ from chaos.invariants.replicas_equal import ComesToRest, QueuesHoldOpenSteps, Re
 from chaos.invariants.result_stays import ResultStays
 from chaos.invariants.rumors_are_news import RumorsAreNews
 from chaos.invariants.runs_explained import ResultsComeFromRuns, RunsExplained
+from chaos.invariants.settings_in_force import SettingsInForce
 from chaos.invariants.sink_monotonic import SinkMonotonic
 from chaos.invariants.suspicions_end import SuspicionsEnd
 from chaos.invariants.takeover_justified import NothingTakenInFreeze, TakeoverJustified
@@ -96,6 +97,7 @@ ALL: Sequence[type[Promise]] = (
     SuspicionsEnd,
     RumorsAreNews,
     NobodyCutOff,
+    SettingsInForce,
     # after the heal
     ComesToRest,
     TasksEndAsDefined,

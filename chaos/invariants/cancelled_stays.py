@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from chaos.invariants.mirror import Mirror
 from chaos.invariants.oracle import CANCELLED, is_open, told
 from chaos.invariants.promise import Promise
-from chaos.observations import ClientAnswered, ClientAsked, Rest, RunStarted, Seen
+from chaos.observations import ClientAnswered, ClientAsked, Committed, Rest, RunStarted, Seen
 
 START_MS = 500.0
 """From a claim to the start of its run, at the most."""
@@ -20,7 +20,7 @@ class CancelledStays(Promise):
     """
 
     name = "cancelled-stays"
-    hears = (ClientAsked, ClientAnswered, RunStarted)
+    hears = (ClientAsked, ClientAnswered, Committed, RunStarted)
 
     def __init__(self, mirror: Mirror) -> None:
         super().__init__(mirror)
@@ -33,6 +33,11 @@ class CancelledStays(Promise):
         match seen:
             case ClientAsked(command="replay"):
                 self._replayed[str(seen.args["taskId"])] = None
+            case Committed():
+                for change in seen.changes:
+                    # Whoever asked for many at once need not have heard which they were.
+                    if change.local and change.after.table == "history" and change.after.text("action") == "replayed":
+                        self._replayed[change.after.text("task_id")] = None
             case ClientAnswered(command="cancel", answer={"state": "cancelled", "taskId": str(task_id)}):
                 self._cancelled.setdefault(task_id, {}).setdefault(seen.host, seen.at_ms)
             case RunStarted(job=job) if job.task_id not in self._replayed and job.task_id not in self.mirror.deleted_ms:

@@ -41,6 +41,14 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="reload-without-effect",
+        breaks="settings that change in a running node are taken into use by the part that goes by them",
+        caught_by=("settings-in-force",),
+        edits=(
+            Edit("node.node:Node.take_settings", "fanout=settings.gossip_fanout", "fanout=self.gossip.profile.fanout"),
+        ),
+    ),
+    Mutant(
         name="unbounded-freeze",
         breaks="a mass failure is frozen for two dead times, then work continues with those very failures",
         caught_by=("suspicions-end",),

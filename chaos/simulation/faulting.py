@@ -10,15 +10,16 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
+import msgspec
 import trio
 
-from chaos.observations import FaultBegan, FaultEnded
+from chaos.observations import FaultBegan, FaultEnded, SettingsReloaded
 from chaos.scenario import Fault
 from chaos.simulation.attackers import forge_packets, poison_row, replay_packets
 from chaos.simulation.host import Host
 from chaos.simulation.links import Overlay, Pair, between, towards
 from chaos.simulation.world import World
-from mesh.errors import RelayMeshError
+from mesh.errors import ConfigError, RelayMeshError
 
 Player = Callable[[World, Fault], Awaitable[None]]
 
@@ -196,6 +197,46 @@ async def _settings(world: World, fault: Fault) -> None:
             "gossipPacketTtl": int(_number(fault, "ttl")),
         }
         await host.restart()
+
+
+async def _settings_reload(world: World, fault: Fault) -> None:
+    for host in _hosts(world, fault):
+        life = host.lives
+        bad_refused = await _is_refused(host, b'{"gossipFanout": 0}')
+        host.settings = {
+            **host.settings,
+            "gossipFanout": int(_number(fault, "fanout")),
+            "gossipPacketTtl": int(_number(fault, "ttl")),
+        }
+        if bad_refused is None or await _is_refused(host, None) is not False:
+            continue  # it is down, or fails: it reads the good file when it starts
+        node = host.node
+        if node is None or host.lives != life:
+            continue
+        world.tell(
+            SettingsReloaded(
+                at_ms=world.now_ms(),
+                host=host.name,
+                bad_refused=bad_refused,
+                wanted=host.settings,
+                in_force=msgspec.to_builtins(node.spec.settings),
+                spread=(node.gossip.profile.fanout, node.gossip.profile.hop_ttl_override),
+            )
+        )
+
+
+async def _is_refused(host: Host, bad_file: bytes | None) -> bool | None:
+    """What becomes of a reload while the host's settings file is a bad one, or not; None when nobody knows."""
+    host.bad_settings = bad_file
+    try:
+        await host.call("reload-settings", {}, BUMP_WAIT_S)
+    except ConfigError:
+        return True
+    except (RelayMeshError, TimeoutError):
+        return None
+    finally:
+        host.bad_settings = None
+    return False
 
 
 async def _upgrade(world: World, fault: Fault) -> None:
@@ -392,6 +433,7 @@ PLAYERS: Mapping[str, Player] = {
     "power-cut": _power_cut,
     "power-cut-at-write": _power_cut_at_write,
     "settings": _settings,
+    "settings-reload": _settings_reload,
     "upgrade": _upgrade,
     "lying-sync": _lying_sync,
     "sync-error": _sync_error,

@@ -47,7 +47,8 @@ from node.admin.service import AdminService
 from node.config import NodeConfig
 from node.env import Env, PeerIdentity
 from node.node import Node, NodeSpec
-from node.settings import Settings
+from node.settings import SETTINGS_FILE, Settings
+from node.settings_reload import SettingsFile, SettingsReload
 from node.storage.reader import Reader
 from node.storage.store import Commit
 from node.storage.transaction import Change
@@ -191,6 +192,8 @@ class Host:
         self.enrolment = 1
         self.boots = 1
         self.settings: Mapping[str, Any] = dict(world.scenario.settings)
+        self.bad_settings: bytes | None = None
+        """What a careless operator has just made of its settings file."""
         self.runs_next_release = False
         """What its next start runs; see `next_release`."""
         self.disk = SimulatedDisk(world.stream(f"disk {name}"))
@@ -302,7 +305,7 @@ class Host:
         node.store.on_replaced(partial(self._on_replaced, node))
         await node.open()
         ((integrity,),) = await node.store.read(lambda reader: reader.sql("PRAGMA integrity_check"))
-        service = AdminService(node, self._config())
+        service = AdminService(node, self._config(), settings=self._settings_reload(node))
         net = node.env.net
         socket = await net.bind_datagram(self.address)
         async with trio.open_nursery() as nursery:
@@ -321,6 +324,13 @@ class Host:
             self._nursery = None  # closed to new calls, while the node writes its last word
             nursery.cancel_scope.cancel()
         await node.close()
+
+    def _settings_reload(self, node: Node) -> SettingsReload:
+        async def read() -> SettingsFile:
+            await node.env.clock.sleep(0.0)
+            return SettingsFile(self.bad_settings or msgspec.json.encode(self.settings))
+
+        return SettingsReload(node, source_path=f"/{self.name}/{SETTINGS_FILE}", read=read)
 
     def _tell_started(self, node: Node, integrity: str) -> None:
         node.loop.on_member_changed.append(

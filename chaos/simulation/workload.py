@@ -19,6 +19,8 @@ ANSWER_S = 8.0
 """A client that has heard nothing for so long does not know."""
 RECENT = 30
 """Cancels, replays and looks choose among this many latest tasks."""
+BATCH_SHARE = 0.2
+"""Of wide replays, that are of many tasks."""
 PURGED_AFTER_MS = (1_000, 8_000)
 MAX_ATTEMPTS = 4
 SAVES_MAX = 3
@@ -39,8 +41,8 @@ class Workload:
         self._world = world
         self._spec = world.scenario.workload
         self._calls = 0
-        self.accepted: dict[str, None] = {}
-        """Tasks that some host acknowledged, in order."""
+        self.accepted: dict[str, tuple[str, ...]] = {}
+        """Tasks that some host acknowledged, in order, with the names of their steps."""
         self.submits = 0
 
     async def run(self) -> None:
@@ -52,7 +54,7 @@ class Workload:
                 nursery.start_soon(self._client, f"client {number}")
 
     async def _client(self, name: str) -> None:
-        draws = self._world.stream(name)
+        draws, replays = self._world.stream(name), self._world.stream(f"{name} replays")
         every_s = self._spec.clients / self._spec.rate
         keys = 0
         while True:
@@ -64,9 +66,9 @@ class Workload:
             if roll < self._spec.cancel_share:
                 await self._change(host, "cancel", picked, mode=draws.choice(["hard", "soft"]))
             elif roll < self._spec.cancel_share + self._spec.replay_share:
-                await self._change(host, "replay", picked)
+                await self._replay(replays, host, picked)
                 if draws.random() < 0.3:
-                    await self._change(self._host(draws), "replay", picked)
+                    await self._replay(replays, self._host(draws), picked)
             elif roll > 1 - self._spec.purge_share:
                 keep_ms = int(draws.uniform(*PURGED_AFTER_MS))
                 await self.ask(host, "purge", {"doneRetentionMs": keep_ms, "deadRetentionMs": 2 * keep_ms})
@@ -117,7 +119,7 @@ class Workload:
         self.submits += 1
         answer = await self.ask(host, "submit-workflow", args)
         if answer is not None:
-            self.accepted[answer["taskId"]] = None
+            self.accepted[answer["taskId"]] = tuple(step["id"] for step in args["definition"]["steps"])
 
     def _definition(self, draws: random.Random) -> dict[str, Any]:
         if draws.random() < self._spec.poison_share:
@@ -153,6 +155,16 @@ class Workload:
         task_id = self._task(picked)
         if task_id is not None:
             await self.ask(host, command, {"taskId": task_id, **args})
+
+    async def _replay(self, draws: random.Random, host: str, picked: float) -> None:
+        # Draws of its own: what clients do besides must not depend on how far a replay goes.
+        wide = draws.random() < self._spec.wide_replay_share
+        if not wide:
+            await self._change(host, "replay", picked)
+        elif draws.random() < BATCH_SHARE:
+            await self.ask(host, "replay-batch", {"limit": draws.randint(1, 30)})
+        elif task_id := self._task(picked):
+            await self._change(host, "replay", picked, fromStep=draws.choice(self.accepted[task_id]))
 
     async def _look(self, host: str, picked: float) -> None:
         task_id = self._task(picked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any
 
 from mesh.errors import StoreError
@@ -11,6 +12,7 @@ from mesh.membership import Member, Status
 from mesh.placement import Offer
 from mesh.protocol import refusal
 from node.admin.arguments import Arguments
+from node.admin.work_figures import work_figures
 from node.config import NodeConfig
 from node.node import Node
 from node.storage.reader import Reader
@@ -191,6 +193,8 @@ class MeshCommands:
             "namespace": args.namespace,
             "steps": steps,
             "queue": queue,
+            **await node.store.read(partial(work_figures, namespace=args.namespace, now_ms=node.store.physical_ms())),
+            "workerPaused": node.runtime.paused,
             "runningHere": len(node.runtime.running()),
             "slots": node.spec.slots,
             "idleSlots": node.runtime.idle_slots,
@@ -312,10 +316,15 @@ class MeshCommands:
         }
 
     async def _maintenance(self, args: Arguments) -> dict[str, Any]:
-        """Compare replicas with every reachable peer and take over what is due."""
-        node = self._node
+        """Compare replicas with every reachable peer, take over what is due, and prune by the settings."""
+        node, settings = self._node, self._node.spec.settings
         before = node.ownership.taken_total
         await node.ownership.take_now()
+        taken = node.ownership.taken_total - before
+        pruned: list[str] = []
+        if settings.mesh_prune_interval_ms:
+            older_than_s = settings.mesh_prune_older_than_ms / 1000
+            pruned = await node.roster.prune(older_than_s=older_than_s, limit=settings.mesh_prune_limit)
         verified = []
         for peer in node.loop.alive_peers():
             result = await node.verify_with(peer)
@@ -332,8 +341,11 @@ class MeshCommands:
             "nodeId": node.spec.node_id,
             "suspectedNodesMarked": sum(member.status is Status.SUSPECT for member in members),
             "deadNodesMarked": sum(member.status is Status.DEAD for member in members),
-            "reclaimed": node.ownership.taken_total - before,
+            "reclaimed": taken,
+            "deadOwnerReclaimed": taken,
+            "deadNodesPruned": len(pruned),
             "verified": verified,
+            "generatedAtMs": self._now_ms(),
         }
 
 

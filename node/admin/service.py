@@ -17,11 +17,14 @@ from mesh.ids import parse_namespace
 from node.admin.arguments import Arguments
 from node.admin.convergence_commands import ConvergenceCommands
 from node.admin.diagnosis_commands import DiagnosisCommands
+from node.admin.export_commands import ExportCommands
 from node.admin.garbage_commands import GarbageCommands
 from node.admin.mesh_commands import MeshCommands
 from node.admin.overview_commands import OverviewCommands
 from node.admin.quarantine_commands import QuarantineCommands
+from node.admin.recovery_commands import RecoveryCommands
 from node.admin.replication_commands import ReplicationCommands
+from node.admin.settings_commands import SettingsCommands
 from node.admin.snapshot_commands import SnapshotCommands
 from node.admin.trust_commands import TrustCommands
 from node.admin.work_commands import WorkCommands
@@ -29,6 +32,8 @@ from node.config import NodeConfig
 from node.env import PeerIdentity
 from node.node import Node
 from node.reenrolment import Reenrolment
+from node.settings import SETTINGS_FILE
+from node.settings_reload import SettingsReload
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +51,28 @@ class AdminRequest(msgspec.Struct, forbid_unknown_fields=True):
 class AdminService:
     """All commands of one node, by name."""
 
-    def __init__(self, node: Node, config: NodeConfig, reenrolment: Reenrolment | None = None) -> None:
-        """Without `reenrolment` the identity of the node cannot be replaced while it runs."""
+    def __init__(
+        self,
+        node: Node,
+        config: NodeConfig,
+        reenrolment: Reenrolment | None = None,
+        settings: SettingsReload | None = None,
+    ) -> None:
+        """Without `reenrolment` the identity of the node cannot be replaced while it runs.
+
+        Without `settings` they are read again from the file of `config.root`, without an environment.
+        """
+        settings = settings or SettingsReload.of_file(node, config.root / SETTINGS_FILE, {})
         self._commands: Mapping[str, Command] = {
             **WorkCommands(node).commands(),
+            **RecoveryCommands(node).commands(),
+            **ExportCommands(node).commands(),
             **MeshCommands(node, config).commands(),
             **GarbageCommands(node).commands(),
             **OverviewCommands(node).commands(),
             **DiagnosisCommands(node, config).commands(),
             **TrustCommands(node, config, reenrolment).commands(),
+            **SettingsCommands(settings).commands(),
             **SnapshotCommands(node).commands(),
             **QuarantineCommands(node).commands(),
             **ConvergenceCommands(node).commands(),

@@ -1,4 +1,4 @@
-"""Commands about work: submit, look, wait, cancel, replay, explain."""
+"""Commands about work: submit, look, wait, cancel, explain."""
 
 from __future__ import annotations
 
@@ -86,7 +86,6 @@ class WorkCommands:
             "wait": self._wait,
             "watch": self._watch,
             "cancel": self._cancel,
-            "replay": self._replay,
             "explain": self._explain,
             "logs": self._logs,
         }
@@ -322,21 +321,6 @@ class WorkCommands:
         return f"requested; {', '.join(owners)} still ends {len(steps)} step(s)" + (
             " (soft: a running attempt may finish)" if mode == "soft" else ""
         )
-
-    async def _replay(self, args: Arguments) -> dict[str, Any]:
-        task_id = args.text("taskId")
-        step = args.optional_text("step", chars_max=128)
-        replayed = await self._node.store.write(
-            lambda tx: transitions.replay(tx, args.namespace, task_id, me=self._node.spec.node_id, step_name=step)
-        )
-        names = [row.text("name") for row in replayed]
-        return {
-            "taskId": task_id,
-            "replayed": True,
-            "steps": names,
-            "generation": max(row.generation for row in replayed),
-            "message": f"replaying {len(names)} step(s) at {self._node.spec.node_id}",
-        }
 
     # --- tell ---
 

@@ -15,6 +15,7 @@ from functools import partial
 
 from mesh.errors import RelayMeshError
 from node.env import Env
+from node.pause import Pause
 from node.storage.reader import Reader
 from node.storage.store import Store
 from node.work.retention import Purged, Retention, due, namespaces, purge
@@ -148,6 +149,7 @@ class DiskBudget:
         self.bytes_max = bytes_max
         self._may_write = may_write
         self._every_s = every_s
+        self._pause = Pause(env.clock)
         self.is_exhausted = False
         """Whether the database was over its budget at the last look, and nothing was left to delete."""
         self._is_over = False
@@ -157,12 +159,10 @@ class DiskBudget:
 
     async def run(self) -> None:
         """Look now and then, and delete what must go, until cancelled."""
-        if not self.bytes_max:
-            return
         is_behind = False
         while True:
-            pause_s = PORTION_PAUSE_S if is_behind else self._every_s * (0.5 + self._env.rng.random())
-            await self._env.clock.sleep(pause_s)
+            if not await self._pause.sleep(PORTION_PAUSE_S if is_behind else self._next_in_s()):
+                continue
             is_behind = False
             try:
                 if self._may_write():
@@ -170,11 +170,25 @@ class DiskBudget:
             except RelayMeshError as error:
                 log.warning("cannot keep the database within its budget now: %s", error)
 
+    def _next_in_s(self) -> float | None:
+        return self._every_s * (0.5 + self._env.rng.random()) if self.bytes_max else None
+
+    def retune(self, bytes_max: int, every_s: float) -> None:
+        """Keep the database within this budget from now on. What was refused for the former one is judged anew."""
+        if bytes_max != self.bytes_max:
+            self.is_exhausted = self._is_over = False
+        self.bytes_max = bytes_max
+        self._every_s = every_s
+        self._pause.cut()
+
     async def keep(self) -> bool:
         """Look, and delete one portion if that is needed. True when there is more to delete at once."""
+        bytes_max = self.bytes_max
+        if not bytes_max:
+            return False  # it was turned off while there was more to delete
         used = await self._store.read(database_bytes)
         self._tell_over(used)
-        excess = used - self.bytes_max
+        excess = used - bytes_max
         if excess > 0:
             excess -= await self._awaited_bytes(excess)
         chosen = await self._look_for(excess) if excess > 0 else []

@@ -19,6 +19,7 @@ from mesh.errors import RelayMeshError
 from mesh.placement import first_of
 from mesh.rows import Row
 from node.env import Env
+from node.pause import Pause
 from node.storage.reader import Reader
 from node.storage.store import Store
 from node.storage.transaction import Transaction
@@ -200,14 +201,20 @@ class Purger:
         self._may_write = may_write
         self._retention = retention
         self._every_s = every_s
+        self._pause = Pause(env.clock)
+
+    def retune(self, retention: Retention, every_s: float) -> None:
+        """Delete by this rule from now on."""
+        self._retention = retention
+        self._every_s = every_s
+        self._pause.cut()
 
     async def run(self) -> None:
         """Delete now and then, until cancelled."""
-        if self._retention.shortest_ms is None and self._retention.attempts_ms is None:
-            return
         is_behind = False
         while True:
-            await self._env.clock.sleep(AGAIN_S if is_behind else self._every_s * (0.5 + self._env.rng.random()))
+            if not await self._pause.sleep(AGAIN_S if is_behind else self._next_in_s()):
+                continue
             is_behind = False
             try:
                 if self._may_write():
@@ -216,6 +223,11 @@ class Purger:
                     is_behind = purged.is_full
             except RelayMeshError as error:
                 log.warning("cannot delete old tasks now: %s", error)
+
+    def _next_in_s(self) -> float | None:
+        if self._retention.shortest_ms is None and self._retention.attempts_ms is None:
+            return None
+        return self._every_s * (0.5 + self._env.rng.random())
 
     async def purge(
         self, retention: Retention, *, namespace: str | None = None, is_mine: Callable[[str], bool] = lambda _: True

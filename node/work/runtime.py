@@ -272,6 +272,10 @@ class Runtime:
         """How many slots have nothing to do right now."""
         return 0 if self._stopping or self.paused else len(self._parked)
 
+    def set_retry(self, retry: RetryPolicy) -> None:
+        """Judge attempts that end from now on by this, unless their step or agent says otherwise."""
+        self._limits = replace(self._limits, retry=retry)
+
     # --- the gate ---
 
     def gate_is_open(self) -> bool:

@@ -24,10 +24,12 @@ from node.env import Job, Outcome
 from node.storage.reader import Reader
 from node.storage.transaction import Transaction
 from node.work import handler_choices, history
+from node.work.causes import POISON_PREFIX
 from node.work.definition import Definition, StepDefinition, check_roster, step_id, task_ids
 from node.work.handler_choices import NO_CHECKPOINT
 from node.work.history import Action
 from node.work.payloads import load_payload, store_payload
+from node.work.replay_choice import choose_failed, choose_from, choose_one
 from node.work.retries import RetryPolicy
 from node.work.status import depends_on, is_partial, step_status
 from node.work.tables import CLUSTER_EPOCH_KEY, MESH_NAMESPACE, TASK_CANCEL_REQUESTED, TASK_OPEN, Status
@@ -517,7 +519,7 @@ def _own(
         rank = Status.DEAD_LETTER.rank
         values["status"] = Status.DEAD_LETTER.value
         values["last_error"] = (
-            f"poison: {LOST_LEASES_MAX} nodes' processes ended while they ran this step "
+            f"{POISON_PREFIX}{LOST_LEASES_MAX} nodes' processes ended while they ran this step "
             f"({', '.join(lease.node for lease in lost)}); find out why before you replay it"
         )
     return tx.put(
@@ -645,26 +647,40 @@ def _cancel_step(tx: Transaction, step: Row, me: str, task: Row) -> Row:
     return _end(tx, step, Status.CANCELLED, last_error=f"cancelled: {reason}" if reason else "cancelled")
 
 
-def replay(tx: Transaction, namespace: str, task_id: str, *, me: str, step_name: str | None) -> list[Row]:
-    """Begin a new generation of ended steps, owned by this node: those that did not succeed, or the one named.
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """The steps that begin anew, as they are now, and the names of those that do not, each with the reason."""
 
-    The same replay issued on both sides of a cut is one generation: both write base + 1, and the merge picks one.
-    ConflictError when nothing is there to replay.
+    steps: list[Row]
+    left: Sequence[tuple[str, str]]
+
+
+def replay(
+    tx: Transaction,
+    namespace: str,
+    task_id: str,
+    *,
+    me: str,
+    step_name: str | None = None,
+    from_step: str | None = None,
+    failed: Collection[str] | None = None,
+) -> Replayed:
+    """Begin a new generation of ended steps, owned by this node: by default of those that did not succeed.
+
+    `failed`: of these only, by name; `step_name`: the one step, however it ended; `from_step`: that one and all below
+    it. The same replay issued on both sides of a cut is one generation: both write base + 1, and the merge picks one.
+    A step below `from_step` whose owner is away may begin on the old output before it hears of the replay: its
+    row's `parents_used` tells. ConflictError, with nothing written, when nothing is there to replay, or a step that
+    would have to be has not ended.
     """
     task = existing_task(tx, namespace, task_id)
     steps = task_steps(tx, namespace, task_id)
-    if step_name is None:
-        chosen = [step for step in steps if step_status(step) in (Status.DEAD_LETTER, Status.CANCELLED)]
+    if step_name is not None:
+        choice = choose_one(task_id, steps, step_name)
+    elif from_step is not None:
+        choice = choose_from(task_id, steps, from_step)
     else:
-        chosen = [step for step in steps if step.text("name") == step_name]
-        if not chosen:
-            raise NotFoundError(f"task {task_id} has no step {step_name!r}")
-        if not step_status(chosen[0]).is_terminal:
-            raise ConflictError(
-                f"step {step_name!r} has not ended yet ({chosen[0].text('status')}): wait, or cancel it"
-            )
-    if not chosen:
-        raise ConflictError(f"task {task_id} has no dead-letter or cancelled step to replay")
+        choice = choose_failed(task_id, steps, failed)
     epoch = cluster_epoch(tx)
     generation = task.generation + 1
     tx.put(
@@ -677,7 +693,7 @@ def replay(tx: Transaction, namespace: str, task_id: str, *, me: str, step_name:
         cluster_epoch=max(task.cluster_epoch, epoch),
     )
     replayed = []
-    for step in chosen:
+    for step in choice.chosen:
         history.record(tx, step, Action.REPLAYED, node=me, from_node=step.text("owner"), was=step.text("status"))
         replayed.append(
             tx.put(
@@ -692,7 +708,7 @@ def replay(tx: Transaction, namespace: str, task_id: str, *, me: str, step_name:
                 cluster_epoch=max(step.cluster_epoch, epoch),
             )
         )
-    return replayed
+    return Replayed(replayed, choice.left)
 
 
 def bump_cluster_epoch(tx: Transaction, *, reason: str, actor: str) -> tuple[int, int]:

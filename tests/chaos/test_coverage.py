@@ -18,6 +18,7 @@ from chaos.observations import (
     RunEnded,
     RunStarted,
     Sampled,
+    SettingsReloaded,
     SinkWrite,
 )
 from mesh.ids import Origin
@@ -194,6 +195,10 @@ def snoozes(feed: Feed) -> None:
     feed.tell(RunEnded, "n0", job=started.job, outcome="snoozed")
 
 
+def reloads_settings(feed: Feed) -> None:
+    feed.tell(SettingsReloaded, "n0", bad_refused=True, wanted={}, in_force={}, spread=(3, None))
+
+
 STORIES = [
     ("suspect-refuted", suspects),
     ("dead-returned", returns),
@@ -250,6 +255,7 @@ STORIES = [
     ("ca-promoted", rotates_its_ca),
     ("returned-to-another-ca", rotates_its_ca),
     ("old-work-after-restart", dies(how="kill")),
+    ("settings-reloaded", reloads_settings),
 ]
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from chaos.invariants import ALL, oracle
 from chaos.invariants.bounded_levels import LIMITS
-from chaos.observations import HostEnded, HostStarted, RumorRepeated, RunStarted, Sampled, Settled
+from chaos.observations import HostEnded, HostStarted, RumorRepeated, RunStarted, Sampled, SettingsReloaded, Settled
 from mesh import registers
 from mesh.ids import Origin
 from mesh.replica import REASON_CONFLICT
@@ -303,6 +303,16 @@ def test_a_rumor_is_news_once():
     feed = Feed()
     feed.tell(RumorRepeated, "n0")
     assert feed.broken() == {"rumors-are-news"}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"bad_refused": False}, {"in_force": {"gossipFanout": 3, "gossipPacketTtl": 4}}, {"spread": (3, 4)}, {}]
+)
+def test_a_reload_refuses_what_is_bad_and_takes_in_what_is_good(wrong):
+    feed, wanted = Feed(), {"gossipFanout": 1, "gossipPacketTtl": 4}
+    told = {"bad_refused": True, "wanted": wanted, "in_force": {**wanted, "maxAttempts": 3}, "spread": (1, 4)} | wrong
+    feed.tell(SettingsReloaded, "n0", **told)
+    assert feed.broken() == ({"settings-in-force"} if wrong else set())
 
 
 @pytest.mark.parametrize("is_cloned", [False, True])

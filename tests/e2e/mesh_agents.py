@@ -58,6 +58,16 @@ def brood(ctx: Context, payload: dict) -> str:
     return str(payload["children"])
 
 
+@agent("stubborn", timeout_s=120)
+def stubborn(ctx: Context, payload: dict) -> str:
+    """Have a grandchild that notes each SIGTERM and goes on; all of the family runs until it is killed."""
+    journal = payload["journal"]
+    grandchild = f"trap 'echo term >> {journal}' TERM; echo grandchild $$ >> {journal}; while :; do sleep 0.05; done"
+    child = ["sh", "-c", 'trap : TERM; sh -c "$0"; wait; true', grandchild]
+    subprocess.run(child, check=False)
+    return "nobody ended it"
+
+
 @agent("when-there", timeout_s=60)
 def when_there(ctx: Context, payload: dict) -> str:
     """Fail for good until a file exists."""

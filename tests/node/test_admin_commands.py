@@ -189,17 +189,6 @@ async def test_cancel_answers_what_came_of_it(world, autojump_clock):
     assert "already ended as SUCCESS" in late["message"]
 
 
-async def test_replay_answers_which_steps_run_again(world, autojump_clock):
-    a = await start(world, max_attempts=1)
-    task_id = await a.submit("fail")
-    await a.wait(task_id)
-    answer = await a.admin("replay", taskId=task_id)
-    assert (answer["replayed"], answer["steps"], answer["generation"]) == (True, ["fail"], 1)
-    assert answer["message"] == "replaying 1 step(s) at a"
-    with pytest.raises(NotFoundError, match="no step 'x'"):
-        await a.admin("replay", taskId=task_id, step="x")
-
-
 async def test_explain_takes_a_task_or_one_of_its_steps(world, autojump_clock):
     a = await start(world)
     task_id = await a.workflow({"id": "x", "agent": "echo"}, {"id": "y", "agent": "echo"})

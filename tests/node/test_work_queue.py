@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mesh.errors import ConflictError
 from mesh.ids import Origin
 from node.env import Outcome
 from node.work import transitions
@@ -143,7 +145,10 @@ async def test_what_cannot_run_here_is_never_next_but_found_for_others(a):
 
 # --- the law: incremental equals rebuilt ---
 
-VERBS = ("submit", "claim", "done", "fail", "reject", "requeue", "give", "take", "replay", "cancel", "obey", "pull")
+VERBS = (
+    *("submit", "claim", "done", "fail", "reject", "requeue", "give", "take"),
+    *("replay", "replay-from", "cancel", "obey", "pull"),
+)
 SHAPES = ({"x": []}, {"x": [], "y": ["x"]}, {"x": [], "y": [], "z": ["x", "y"]}, {"x": [], "y": ["x"], "z": ["y"]})
 
 
@@ -191,6 +196,11 @@ class Play:
             ended = [name for name, row in steps.items() if step_status(row).is_terminal]
             if ended:
                 await desk.replay(task_id, ended[pick % len(ended)])
+        elif verb == "replay-from" and task_id:
+            steps = await desk.steps(task_id)
+            if steps:
+                with contextlib.suppress(ConflictError):  # it, or one below, has not ended
+                    await desk.replay_from(task_id, list(steps)[pick % len(steps)])
         elif verb == "cancel" and task_id:
             await desk.cancel(task_id)
         elif verb == "obey" and task_id:

@@ -132,7 +132,10 @@ class Desk:
         await self.write(lambda tx: transitions.obey_cancel(tx, task, me=self.me))
 
     async def replay(self, task_id: str, name: str | None = None) -> list[Row]:
-        return await self.write(lambda tx: transitions.replay(tx, SPACE, task_id, me=self.me, step_name=name))
+        return (await self.write(lambda tx: transitions.replay(tx, SPACE, task_id, me=self.me, step_name=name))).steps
+
+    async def replay_from(self, task_id: str, name: str) -> list[Row]:
+        return (await self.write(lambda tx: transitions.replay(tx, SPACE, task_id, me=self.me, from_step=name))).steps
 
     async def actions(self, task_id: str) -> list[str]:
         rows = await self.store.read(lambda reader: reader.select("history", "task_id = ?", (task_id,)))

@@ -226,13 +226,6 @@ def test_questions_carry_their_options_and_show_the_answer(fake_node, relaymesh,
     assert "PENDING" in ran.out
 
 
-def test_replay_of_one_step(fake_node, relaymesh):
-    fake_node.answers["replay"] = lambda args: {"taskId": "t", "replayed": args.get("step") == "s"}
-
-    assert relaymesh("--root", fake_node.root, "replay", "t", "--step", "s").code == 0
-    assert relaymesh("--root", fake_node.root, "replay", "t").code == 1
-
-
 def test_a_refusal_of_the_node_is_one_line_and_its_class_the_exit_code(fake_node, relaymesh):
     fake_node.answers["task"] = NotFoundError("task t is not known here")
     fake_node.answers["submit"] = ConflictError("key k belongs to task tsk_2 with another definition")
