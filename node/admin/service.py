@@ -22,6 +22,7 @@ from node.admin.mesh_commands import MeshCommands
 from node.admin.overview_commands import OverviewCommands
 from node.admin.quarantine_commands import QuarantineCommands
 from node.admin.replication_commands import ReplicationCommands
+from node.admin.schedule_commands import ScheduleCommands
 from node.admin.snapshot_commands import SnapshotCommands
 from node.admin.trust_commands import TrustCommands
 from node.admin.work_commands import WorkCommands
@@ -59,6 +60,7 @@ class AdminService:
             **QuarantineCommands(node).commands(),
             **ConvergenceCommands(node).commands(),
             **ReplicationCommands(node).commands(),
+            **ScheduleCommands(node).commands(),
         }
 
     def names(self) -> list[str]:
