@@ -202,9 +202,8 @@ class Scheduler:
         """What is wrong with this host's time; empty when nothing is known to be."""
         return clock_problem(
             now_ms=self.now_ms(),
-            offset_ms=self._now_offset_ms(),
-            peers=len(self._offsets_ms()),
             wall_ms=int(self._env.clock.wall() * 1000),
+            peers=len(self._offsets_ms()),
             last_stamp_ms=self._store.hlc.last >> 16,
         )
 

@@ -183,22 +183,24 @@ def agreed_offset_ms(offsets_ms: Sequence[int]) -> int:
     return statistics.median_low([0, *offsets_ms])
 
 
-def clock_problem(*, now_ms: int, offset_ms: int, peers: int, wall_ms: int, last_stamp_ms: int) -> str:
-    """What is wrong with this host's time, for its operator; empty when nothing is known to be.
+def clock_problem(*, now_ms: int, wall_ms: int, peers: int, last_stamp_ms: int) -> str:
+    """What is wrong with this host's date, for its operator; empty when nothing is known to be.
 
-    `now_ms` is the mesh's time as this node knows it, `offset_ms` how far it is ahead of this node's own.
+    `now_ms` is the mesh's time as this node knows it from so many `peers`, `wall_ms` the host's own date.
     """
+    ahead_ms = wall_ms - now_ms
     if now_ms < EARLIEST_MS:
         return f"this host has no date (its clock shows {utc_text(now_ms)}), so it submits nothing: set it"
-    if abs(offset_ms) > DRIFT_MAX_MS:
-        side = "behind" if offset_ms > 0 else "ahead of"
+    if abs(ahead_ms) > DRIFT_MAX_MS and peers:
+        side = "ahead of" if ahead_ms > 0 else "behind"
         return (
-            f"this host's date is {abs(offset_ms) // 1000} s {side} the median of its peers, which slots follow: set it"
+            f"this host's date is {abs(ahead_ms) // 1000} s {side} the time of the mesh, which slots follow: set "
+            "the date of whoever is wrong"
         )
-    if not peers and abs(wall_ms - now_ms) > DRIFT_MAX_MS:
+    if abs(ahead_ms) > DRIFT_MAX_MS:
         return (
-            f"this host's date was set by {(wall_ms - now_ms) // 1000} s after its node started, and no peer confirms "
-            "it: restart the node to follow it"
+            f"this host's date has moved by {ahead_ms // 1000} s since its node started, and no peer confirms that: "
+            "restart the node to follow it"
         )
     if last_stamp_ms > now_ms + DRIFT_MAX_MS:
         return (
