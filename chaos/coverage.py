@@ -66,6 +66,8 @@ POINTS: Mapping[str, str] = {
     "replayed": "an operator began a new generation of a step",
     "replayed-twice": "two nodes began the same generation of a step",
     "large-row-copied": "a payload in a row of its own came to another host",
+    "slot-submitted": "a member submitted the slot of a schedule",
+    "slot-on-two-sides": "two members submitted the same slot",
     # --- clients ---
     "submit-unknown": "a client never heard what became of its submit",
     "submit-deduplicated": "a submit found that its task was there already",
@@ -104,6 +106,8 @@ RARE = frozenset(
         "origins-collapsed",
         "snapshot-adopted",
         "database-set-aside",
+        "slot-submitted",
+        "slot-on-two-sides",
     }
 )
 """Points that a hundred seeds may well miss: they are for scenarios that are about them."""
@@ -141,6 +145,8 @@ class Coverage:
         self._openers: dict[tuple[str, int, int, int], str] = {}
         self._generations: dict[tuple[str, int], str] = {}
         self._keys: dict[str, str] = {}
+        self._slots: dict[str, str] = {}
+        """Who first submitted a slot, by its task."""
         self._failing: dict[str, dict[str, float]] = {}
         self._members: dict[str, dict[str, None]] = {}
         self._rings: dict[str, RingInstalled] = {}
@@ -261,6 +267,8 @@ class Coverage:
             match change.after.table:
                 case "steps" if change.local:
                     yield from self._step(seen.host, change)
+                case "tasks" if change.local and change.before is None:
+                    yield from self._task(change.after)
                 case "history" if change.local:
                     yield from self._history(change.after)
                 case "payloads" if not change.local:
@@ -269,6 +277,11 @@ class Coverage:
                     yield "cluster-epoch-raised"
                 case _:
                     pass
+
+    def _task(self, row: Row) -> Iterator[str]:
+        if row.text("idempotency_key").startswith("schedule "):
+            first = self._slots.setdefault(row.key, row.node)
+            yield "slot-submitted" if first == row.node else "slot-on-two-sides"
 
     def _history(self, row: Row) -> Iterator[str]:
         action = row.text("action")

@@ -93,6 +93,8 @@ class WorkloadSpec:
     """Of submits, whose steps must never run in two places at once (`onPartition = wait`)."""
     continue_share: float = 0.0
     """Of workflows, whose last step runs even when others fail (`onFailure = continue`)."""
+    schedules: int = 0
+    """How many schedules are stored at the start, each with a slot every minute, all of which are made up for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

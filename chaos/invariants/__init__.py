@@ -37,6 +37,7 @@ from chaos.invariants.replicas_equal import ComesToRest, QueuesHoldOpenSteps, Re
 from chaos.invariants.result_stays import ResultStays
 from chaos.invariants.rumors_are_news import RumorsAreNews
 from chaos.invariants.runs_explained import ResultsComeFromRuns, RunsExplained
+from chaos.invariants.schedule_slots import SlotsBecomeTasks, SlotsHaveOneSubmitter
 from chaos.invariants.sink_monotonic import SinkMonotonic
 from chaos.invariants.suspicions_end import SuspicionsEnd
 from chaos.invariants.takeover_justified import NothingTakenInFreeze, TakeoverJustified
@@ -85,6 +86,7 @@ ALL: Sequence[type[Promise]] = (
     WritesChangeSomething,
     WaitingStepsRunOnceAtATime,
     WaitingStepsHaveOneTaker,
+    SlotsHaveOneSubmitter,
     # nodes
     NodesLiveOn,
     DatabasesSound,
@@ -96,6 +98,7 @@ ALL: Sequence[type[Promise]] = (
     # after the heal
     ComesToRest,
     TasksEndAsDefined,
+    SlotsBecomeTasks,
     ReplicasEqual,
     QueuesHoldOpenSteps,
     MembersAreTheLiving,
