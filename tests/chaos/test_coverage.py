@@ -174,6 +174,11 @@ def copies_everything(feed: Feed) -> None:
     feed.tell(Logged, "n0", level=30, text="this node was away for too long to catch up by news: it copies all of n1")
 
 
+def submits_a_slot(feed: Feed) -> None:
+    for host in ("n0", "n1"):
+        feed.write(host, table="tasks", idempotency_key="schedule s 2026-01-01T00:00:00Z")
+
+
 STORIES = [
     ("suspect-refuted", suspects),
     ("dead-returned", returns),
@@ -203,6 +208,8 @@ STORIES = [
     ("cancel-too-late", answers("cancel", answer={"state": "too_late"})),
     ("replayed-twice", replays_twice),
     ("large-row-copied", copies_a_payload),
+    ("slot-submitted", submits_a_slot),
+    ("slot-on-two-sides", submits_a_slot),
     ("submit-unknown", answers("submit-workflow")),
     ("submit-deduplicated", submits("n0", deduplicated=True)),
     ("same-key-on-two-sides", submits("n0", "n1")),

@@ -9,6 +9,9 @@ import pytest
 import trio
 
 from mesh.errors import ConfigError, ConflictError, NotFoundError
+from mesh.ids import Origin
+from mesh.rows import Row
+from node.storage.transaction import Arrival
 from node.work.cron import parse_utc_text, utc_text
 from node.work.schedules import fire_order, parse_slot_key, time_stamp
 from tests.node.simulated_env import Host, World, simulated_world
@@ -234,25 +237,53 @@ async def test_a_host_without_a_date_submits_nothing_and_says_so(world, autojump
     assert "no date" in (await a.admin("schedule-list"))["clockProblem"]
 
 
-async def test_two_rows_that_no_release_writes_are_put_aside_and_one_of_a_newer_one_is_shown_as_broken(
-    world, autojump_clock
-):
-    a, b = (world.host(name) for name in "ab")
+async def test_foreign_rows_are_put_aside_or_shown_as_broken_and_never_followed(world, autojump_clock):
+    a = world.host("a")
     await world.up()
-    good = {"cron": "* * * * *", "time_zone": "UTC", "catch_up": "all", "definition": b"{}"}
-    begins = time_stamp(a.node.scheduler.now_ms())
-    with pytest.raises(Exception, match="catch_up 'never'"):
-        await a.node.store.write(lambda tx: tx.put("schedules", "default", "s", {**good, "catch_up": "never"}))
-    with pytest.raises(Exception, match="is not usable"):
-        await a.node.store.write(lambda tx: tx.put("schedules", "default", "a b", good))
-    await a.node.store.write(
-        lambda tx: tx.put("schedules", "default", "s", {**good, "time_zone": "Mars/Olympus", "from_hlc": begins})
-    )
+    good = {
+        "cron": "* * * * *",
+        "time_zone": "UTC",
+        "catch_up": "all",
+        "definition": b"{}",
+        "from_hlc": 0,
+        "actor": "x",
+    }
+    poison: list[dict[str, Any]] = [
+        {"catch_up": "never"},
+        {"catch_up": None},
+        {"cron": "1," * 200},
+        {"time_zone": "x" * 100},
+        {"definition": b"x" * 300_000},
+        {"from_hlc": -1},
+        {"from_hlc": 1 << 62 | 1},
+    ]
+    broken = [{"time_zone": "Mars/Olympus"}, {"cron": "61 * * * *"}, {"definition": b"{}"}]
+    origin, stamp = Origin("b", 7), time_stamp(a.node.scheduler.now_ms())
+
+    def row(number: int, values: dict[str, Any], key: str = "") -> Row:
+        return Row(
+            table="schedules",
+            namespace="default",
+            key=key or f"s{number}",
+            hlc=stamp,
+            node="b",
+            origin=origin,
+            seq=number,
+            values={**good, **values},
+        )
+
+    rows = [row(number, values) for number, values in enumerate([*poison, *broken], 1)]
+    rows.append(row(len(rows) + 1, {}, key="a b"))
+    for each in rows:
+        await a.node.store.write(lambda tx, each=each: tx.merge(each, Arrival.CARRIED))
     await trio.sleep(120)
-    (shown,) = (await b.admin("schedule-list"))["schedules"]
-    assert (shown["state"], shown["nextUtc"]) == ("BROKEN", None)
-    assert "Mars/Olympus" in shown["problem"]
-    assert await slots_of(b) == []
+
+    shown = (await a.admin("schedule-list"))["schedules"]
+    assert [each["name"] for each in shown] == ["s10", "s8", "s9"]
+    assert {each["state"] for each in shown} == {"BROKEN"}
+    assert all(each["problem"] for each in shown)
+    assert len((await a.admin("quarantine-list"))["rows"]) == len(poison) + 1
+    assert await a.rows("tasks") == []
 
 
 async def test_a_bad_request_is_one_error_and_stores_nothing(world, autojump_clock):
