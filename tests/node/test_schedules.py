@@ -307,3 +307,25 @@ async def test_a_bad_request_is_one_error_and_stores_nothing(world, autojump_clo
         "an agent 'missing' yet" in (await add(a, definition={"steps": [{"id": "x", "agent": "missing"}]}))["message"]
     )
     assert len((await a.admin("schedule-next", name="s", count=3))["slots"]) == 3
+
+
+async def test_a_change_on_one_side_of_a_cut_wins_and_a_slot_of_both_versions_shows_as_two_tasks(world, autojump_clock):
+    a, b = (world.host(name) for name in "ab")
+    await world.up()
+    await add(a)
+    await world.until(world.agree)
+    world.network.cut("a", "b")
+    await trio.sleep(20)
+    changed = {"steps": [{"id": "only", "agent": "echo", "input": "other"}]}
+    await add(b, definition=changed, replace=True)
+    await trio.sleep(60)
+    world.network.heal()
+    await trio.sleep(70)
+    await world.until(world.agree)
+
+    of_both, later = Counter(await slots_of(a)).items()
+    assert (of_both[1], later[1]) == (2, 1)
+    (conflict,) = (await a.admin("quarantine-list"))["keyConflicts"]
+    assert conflict["idempotencyKey"] == f"schedule s {of_both[0]}"
+    for host in (a, b):
+        assert (await host.admin("schedule-show", name="s"))["definition"] == changed
