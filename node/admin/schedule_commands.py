@@ -133,7 +133,7 @@ class ScheduleCommands:
             recent = await self._node.store.read(lambda reader: _tasks_of(reader, row, slots))
         return {
             **self._view(row),
-            "definition": json.loads(row.blob("definition") or b"null"),
+            "definition": _shown_definition(row),
             "order": self._node.scheduler.order(row.namespace, row.key),
             "recent": recent,
             **self._mesh_view(),
@@ -177,6 +177,14 @@ class ScheduleCommands:
             "actor": row.text("actor"),
             "problem": problem,
         }
+
+
+def _shown_definition(row: Row) -> Any:
+    text = row.blob("definition") or b""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text.decode("utf-8", "replace")  # of a peer that is not ours; `problem` says what is wrong
 
 
 def _existing(row: Row | None, namespace: str, name: str) -> Row:

@@ -43,8 +43,10 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 2.0
 """How long to wait while something is due and this node may not submit, or its store refused."""
+LOOK_MAX_S = 300.0
+"""The longest sleep: while a host is suspended, its date goes on and its timers do not."""
 CLOCK_LOOK_S = 60.0
-"""How often a host without a date is looked at again."""
+"""How often a host whose date is wrong is looked at again."""
 OFFSET_MOVED_MS = 500
 """A change of the peers' time by so much is a reason to look again at what is due."""
 
@@ -118,7 +120,7 @@ class Scheduler:
         if after.deleted:
             tx.execute("DELETE FROM meta WHERE name = ?", (name,))
         elif tx.meta_get(name) is None:
-            decided_ms = decided_at_first(after, is_ours=after.node == self._me, now_ms=tx.now_ms)
+            decided_ms = decided_at_first(after, is_new=after.origin == tx.origin, now_ms=tx.now_ms)
             tx.meta_set(name, str(decided_ms).encode())
 
     def _on_task(self, tx: Transaction, before: Row | None, after: Row) -> None:
@@ -150,7 +152,7 @@ class Scheduler:
         for change in commit.changes:
             row = change.after
             if row.table == "schedules":
-                self._note(row, decided_at_first(row, is_ours=row.node == self._me, now_ms=self.now_ms()))
+                self._note(row, decided_at_first(row, is_new=change.local, now_ms=self.now_ms()))
                 self._wake.set()
             elif row.table == "tasks" and change.before is None:
                 self._note_task(row)
@@ -161,7 +163,7 @@ class Scheduler:
     def _note_task(self, row: Row) -> None:
         found = parse_slot_key(row.text("idempotency_key"))
         entry = None if found is None else self._entries.get((row.namespace, found[0]))
-        if found is not None and entry is not None:
+        if found is not None and entry is not None and found[1] > entry.decided_ms:
             self._decide(entry, found[1])
             self._wake.set()
 
@@ -263,7 +265,7 @@ class Scheduler:
             known = self._entries.get((row.namespace, row.key))
             if known is not None and known.row.hlc >= row.hlc:
                 continue  # a commit told of it while this was read
-            first = decided_at_first(row, is_ours=row.node == self._me, now_ms=now_ms)
+            first = decided_at_first(row, is_new=False, now_ms=now_ms)
             self._note(row, first if stored is None else decided_after(stored, stored, now_ms=now_ms))
         self._wake.set()
 
@@ -276,7 +278,7 @@ class Scheduler:
         now_ms = self.now_ms()
         if now_ms < EARLIEST_MS:
             return CLOCK_LOOK_S
-        pause_s = CLOCK_LOOK_S if self._complained else float("inf")
+        pause_s = CLOCK_LOOK_S if self._complained else LOOK_MAX_S
         for name in list(self._entries):
             entry = self._entries.get(name)
             if entry is None or entry.schedule is None or entry.look_ms is None:

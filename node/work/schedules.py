@@ -143,13 +143,14 @@ def next_look_ms(schedule: Schedule, *, decided_ms: int, now_ms: int) -> int | N
     return due[0] if due else schedule.cron.next_after(max(now_ms, schedule.from_ms, decided_ms))
 
 
-def decided_at_first(row: Row, *, is_ours: bool, now_ms: int) -> int:
+def decided_at_first(row: Row, *, is_new: bool, now_ms: int) -> int:
     """Up to when the slots of a schedule count as decided at a node that never had a task of it.
 
-    Slots long before it heard of the schedule were others' to submit, and their tasks may be deleted by now.
+    `is_new`: it was stored here this moment. Slots long before a node heard of a schedule were others' to submit, and
+    their tasks may be deleted by now; this holds for one that lost its disk, too.
     """
     from_ms = stamp_ms(row.integer("from_hlc"))
-    return from_ms if is_ours else max(from_ms, now_ms - DRIFT_MAX_MS)
+    return from_ms if is_new else max(from_ms, now_ms - DRIFT_MAX_MS)
 
 
 def decided_after(before_ms: int, slot_ms: int, *, now_ms: int) -> int:
