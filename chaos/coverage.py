@@ -71,6 +71,8 @@ POINTS: Mapping[str, str] = {
     "replayed": "an operator began a new generation of a step",
     "replayed-twice": "two nodes began the same generation of a step",
     "large-row-copied": "a payload in a row of its own came to another host",
+    "slot-submitted": "a member submitted the slot of a schedule",
+    "slot-on-two-sides": "two members submitted the same slot",
     # --- clients ---
     "submit-unknown": "a client never heard what became of its submit",
     "submit-deduplicated": "a submit found that its task was there already",
@@ -111,6 +113,8 @@ RARE = frozenset(
         "snapshot-adopted",
         "database-set-aside",
         "settings-reloaded",
+        "slot-submitted",
+        "slot-on-two-sides",
     }
 )
 """Points that a hundred seeds may well miss: they are for scenarios that are about them."""
@@ -149,6 +153,8 @@ class Coverage:
         self._generations: dict[tuple[str, int], str] = {}
         self._keys: dict[str, str] = {}
         self._savers: dict[tuple[str, bytes], str] = {}
+        self._slots: dict[str, str] = {}
+        """Who first submitted a slot, by its task."""
         self._failing: dict[str, dict[str, float]] = {}
         self._members: dict[str, dict[str, None]] = {}
         self._rings: dict[str, RingInstalled] = {}
@@ -280,6 +286,8 @@ class Coverage:
             match change.after.table:
                 case "steps" if change.local:
                     yield from self._step(seen.host, change)
+                case "tasks" if change.local and change.before is None:
+                    yield from self._task(change.after)
                 case "history" if change.local:
                     yield from self._history(change.after)
                 case "payloads" if not change.local:
@@ -288,6 +296,11 @@ class Coverage:
                     yield "cluster-epoch-raised"
                 case _:
                     pass
+
+    def _task(self, row: Row) -> Iterator[str]:
+        if row.text("idempotency_key").startswith("schedule "):
+            first = self._slots.setdefault(row.key, row.node)
+            yield "slot-submitted" if first == row.node else "slot-on-two-sides"
 
     def _history(self, row: Row) -> Iterator[str]:
         action = row.text("action")

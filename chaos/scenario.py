@@ -97,6 +97,8 @@ class WorkloadSpec:
     """Of steps, whose handlers keep checkpoints, snooze, or cancel themselves."""
     wide_replay_share: float = 0.0
     """Of replays, that begin a step and all below it anew, or all that failed of many tasks."""
+    schedules: int = 0
+    """How many schedules are stored at the start, each with a slot every minute, all of which are made up for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from mesh.gate import Gate
 from mesh.gossip import Gossip
 from mesh.identity import Authority, Identity
 from mesh.ids import Address, make_life
-from mesh.membership import INSTALLED, Status
+from mesh.membership import INSTALLED, Member, Status
 from mesh.placement import Offer
 from mesh.profiles import Profile
 from mesh.protocol import this_release
@@ -51,6 +51,7 @@ from node.streams.rpc import RpcPool, RpcServer, Verb
 from node.trust import Trust
 from node.trust_fetch import VERB, TrustFetch
 from node.work import transitions
+from node.work.definition import Limits
 from node.work.disk_budget import DiskBudget
 from node.work.own_rows import rows_to_hear
 from node.work.ownership import Ownership, OwnershipTiming
@@ -58,6 +59,7 @@ from node.work.retention import Purger, Retention
 from node.work.retries import RetryPolicy
 from node.work.roster_support import RosterSupport
 from node.work.runtime import RunLimits, Runtime
+from node.work.scheduler import Scheduler
 from node.work.tables import WORK_TABLES
 from node.work.work_queue import WorkQueue
 
@@ -223,6 +225,7 @@ class Node:
                 nursery.start_soon(self.roster.prune_now_and_then, lambda: self.spec.settings)
                 nursery.start_soon(self.purger.run)
                 nursery.start_soon(self.disk_budget.run)
+                await nursery.start(self.scheduler.run)
                 task_status.started()
 
     async def _assemble(self, socket: DatagramSocket) -> None:
@@ -353,6 +356,21 @@ class Node:
             may_write=self._may_delete,
             every_s=spec.settings.retention_interval_ms / 1000,
         )
+        self.scheduler = Scheduler(
+            env,
+            self.store,
+            self.loop,
+            me=spec.node_id,
+            tick_s=profile.gossip_interval_s,
+            limits=Limits(
+                steps_max=spec.settings.steps_per_task_max,
+                payload_bytes_max=spec.settings.payload_max_bytes,
+                submit_bytes_max=spec.settings.submit_max_bytes,
+            ),
+            may_write=self._may_submit,
+            roster=lambda: [member.node_id for member in self._belonging()],
+            offsets_ms=lambda: self.puller.offsets_ms(member.node_id for member in self._belonging()),
+        )
         self.trust_fetch = TrustFetch(
             env, self.trust, self.gossip, self.calls, seeds=self._seeds_of_others(), rpc_port=spec.rpc_address.port
         )
@@ -374,6 +392,14 @@ class Node:
     def _may_delete(self) -> bool:
         """Whether old tasks may go by this node's word: not before it has heard what became of them."""
         return self.gate.is_open and not self.store.failed and self.identity_conflict is None
+
+    def _may_submit(self) -> bool:
+        """Whether this node may submit what is due by a schedule."""
+        return not self._stopping and self.runtime.gate_is_open() and self.runtime.paused is None and self._may_delete()
+
+    def _belonging(self) -> list[Member]:
+        """All that belong to the mesh, also those that are away: whoever left does not."""
+        return [member for member in self.gossip.members.all() if member.status is not Status.LEFT]
 
     def _wire(self) -> None:
         """Connect the parts: who hears of what. Every call here returns at once."""
@@ -505,6 +531,7 @@ class Node:
         self.gossip.set_vector_digest(self.store.vector.digest())  # kept up to date only while somebody may hear it
         self.ownership.on_member_changed()
         self.support.on_member_changed()
+        self.scheduler.on_member_changed()
         self._standing_news.set()
         if change.after == Status.ALIVE and change.node_id != self.spec.node_id:
             self.puller.want_at_once(change.node_id)
@@ -513,6 +540,7 @@ class Node:
         if self.gate.on_pull_finished(token, self.env.clock.monotonic()):
             log.info("heard from a peer: work owned before is touched again")
             self.runtime.on_gate_opened()
+        self.scheduler.on_pull_finished()
 
     def _on_rumor(self, rumor: RumorReceived) -> None:
         if rumor.topic != TOPIC_BUNDLE:

@@ -153,7 +153,11 @@ def _mutants(
     with Progress(sys.stderr) as progress:
         for number, (name, mutant) in enumerate(MUTANTS.items(), 1):
             row: dict[str, Any] = {"name": name, "breaks": mutant.breaks, "caughtBy": list(mutant.caught_by)}
-            if catch:
+            if catch and mutant.scenario:
+                row["caught"] = _caught_by_scenario(name, mutant)
+                if row["caught"] is None:
+                    uncaught.append(name)
+            elif catch:
                 result = _catch(name, mutant, jobs or _cores(), out, progress, f"{number} of {len(MUTANTS)}")
                 row["caught"] = _catcher(result, mutant)
                 if row["caught"] is None:
@@ -166,8 +170,19 @@ def _mutants(
     else:
         session.show([row | {"breaks": row.pop("breaks")} for row in rows])
         if uncaught:
-            print(f"\nnot caught within {MUTANT_SEEDS} seeds: {', '.join(uncaught)}")
+            print(f"\nnot caught within {MUTANT_SEEDS} seeds, or by their scenario: {', '.join(uncaught)}")
     return EXIT_NEGATIVE if uncaught else EXIT_OK
+
+
+def _caught_by_scenario(name: str, mutant: Mutant) -> dict[str, Any] | None:
+    """The first invariant of the mutant's own that spoke up in its scenario."""
+    from chaos import playing
+
+    result = playing.play_at_scale(playing.ready(playing.find(mutant.scenario)), mutant=name)
+    for violation in result.violations:
+        if violation.invariant in mutant.caught_by:
+            return {"scenario": mutant.scenario, "invariant": violation.invariant}
+    return None
 
 
 def _catch(name: str, mutant: Mutant, jobs: int, out: Path, progress: Progress, place: str) -> HuntResult:

@@ -70,6 +70,12 @@ def _register_mesh(app: typer.Typer) -> None:
     app.add_typer(mesh_commands.mesh_app, name="mesh")
 
 
+def _register_schedule(app: typer.Typer) -> None:
+    from tools.schedule_commands import schedule_app
+
+    app.add_typer(schedule_app, name="schedule")
+
+
 def _register_quarantine(app: typer.Typer) -> None:
     from tools.quarantine_commands import quarantine_app
 
@@ -115,6 +121,7 @@ class _Root(GroupOfParts):
         module_part("bootstrap_commands", "bootstrap-from"),
         module_part("snapshot_commands", "snapshot-export", "snapshot-import"),
         Part(_register_quarantine, ("quarantine",)),
+        Part(_register_schedule, ("schedule",)),
         Part(_register_chaos, ("chaos",)),
     )
 

@@ -137,7 +137,7 @@ def _submit_workflow(
     """
     answer = session.ask(
         "submit-workflow",
-        definition=_read_workflow(file),
+        definition=read_workflow(file),
         idempotencyKey=idempotency_key or secrets.token_hex(16),
         **_replica_args(replicas, replicas_timeout),
     )
@@ -300,7 +300,8 @@ def _read_input(text: str | None, file: Path | None) -> bytes:
     return text.encode() if text is not None else _read_bounded("--input-file", file or Path())
 
 
-def _read_workflow(file: Path) -> dict[str, Any]:
+def read_workflow(file: Path) -> dict[str, Any]:
+    """The JSON object in a file, or on standard input for `-`. ConfigError when there is none."""
     try:
         definition = json.loads(_read_bounded("--file", file))
     except (ValueError, RecursionError) as error:

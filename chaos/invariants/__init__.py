@@ -38,6 +38,7 @@ from chaos.invariants.replicas_equal import ComesToRest, QueuesHoldOpenSteps, Re
 from chaos.invariants.result_stays import ResultStays
 from chaos.invariants.rumors_are_news import RumorsAreNews
 from chaos.invariants.runs_explained import ResultsComeFromRuns, RunsExplained
+from chaos.invariants.schedule_slots import SlotsBecomeTasks, SlotsHaveOneSubmitter
 from chaos.invariants.settings_in_force import SettingsInForce
 from chaos.invariants.sink_monotonic import SinkMonotonic
 from chaos.invariants.suspicions_end import SuspicionsEnd
@@ -89,6 +90,7 @@ ALL: Sequence[type[Promise]] = (
     WaitingStepsHaveOneTaker,
     CheckpointsKept,
     SnoozesUncounted,
+    SlotsHaveOneSubmitter,
     # nodes
     NodesLiveOn,
     DatabasesSound,
@@ -101,6 +103,7 @@ ALL: Sequence[type[Promise]] = (
     # after the heal
     ComesToRest,
     TasksEndAsDefined,
+    SlotsBecomeTasks,
     ReplicasEqual,
     QueuesHoldOpenSteps,
     MembersAreTheLiving,

@@ -18,6 +18,8 @@ class Mutant:
     caught_by: tuple[str, ...]
     """Names of the invariants that this is a test of: one of them must speak up within 40 seeds of the swarm."""
     edits: tuple[Edit, ...]
+    scenario: str = ""
+    """The named scenario that shows it instead, where the swarm has nothing of the kind."""
 
     def apply(self) -> AbstractContextManager[None]:
         """Put the fault into the product until the block ends. AssertionError when the product has no such place."""

@@ -27,6 +27,7 @@ SAVES_MAX = 3
 SNOOZES_MAX = MAX_ATTEMPTS + 1
 """More often than a step is tried."""
 _GIVES_UP_SHARE = 0.1
+SLOT_RUN_S = 3.0
 _LONG_SHARE, _LONG_FACTOR, _LONGEST_S = 0.1, 10, 10.0
 _WAITING_LONG_SHARE, _WAITING_LONG_S = 0.1, 15.0
 """Some waiting steps run for so long: it takes a detection and an election until anybody else could run them, too."""
@@ -47,6 +48,8 @@ class Workload:
 
     async def run(self) -> None:
         """Have all clients work until cancelled."""
+        for number in range(self._spec.schedules):
+            await self._schedule(f"tick-{number}")
         if not self._spec.rate:
             return
         async with trio.open_nursery() as nursery:
@@ -77,6 +80,11 @@ class Workload:
                 await self._submit(draws, host, f"{name} {keys}")
             else:
                 await self._look(host, picked)
+
+    async def _schedule(self, name: str) -> None:
+        definition = {"steps": [{"id": "only", "agent": AGENT, "input": {"run_s": SLOT_RUN_S}}]}
+        args = {"name": name, "cron": "* * * * *", "catchUp": "all", "definition": definition}
+        await self.ask(self._host(self._world.stream(f"schedule {name}")), "schedule-add", args)
 
     def _host(self, draws: random.Random) -> str:
         return draws.choice(self._world.scenario.node_names())

@@ -24,6 +24,7 @@ from node.admin.overview_commands import OverviewCommands
 from node.admin.quarantine_commands import QuarantineCommands
 from node.admin.recovery_commands import RecoveryCommands
 from node.admin.replication_commands import ReplicationCommands
+from node.admin.schedule_commands import ScheduleCommands
 from node.admin.settings_commands import SettingsCommands
 from node.admin.snapshot_commands import SnapshotCommands
 from node.admin.trust_commands import TrustCommands
@@ -77,6 +78,7 @@ class AdminService:
             **QuarantineCommands(node).commands(),
             **ConvergenceCommands(node).commands(),
             **ReplicationCommands(node).commands(),
+            **ScheduleCommands(node).commands(),
         }
 
     def names(self) -> list[str]:

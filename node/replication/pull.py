@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
 import msgspec
@@ -312,6 +312,10 @@ class Puller:
     def offset_ms(self, node_id: str) -> int | None:
         """How far this peer's time was ahead of ours when it last answered a pull; None when it never did."""
         return self._offsets_ms.get(node_id)
+
+    def offsets_ms(self, nodes: Iterable[str]) -> list[int]:
+        """The same of each of these that ever answered one."""
+        return [self._offsets_ms[node] for node in nodes if node in self._offsets_ms]
 
     def _keep_time(self, node_id: str, their_ms: int) -> None:
         """Compare clocks with a peer that just answered, and follow the host's date where the peers agree with it.

@@ -14,13 +14,15 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from mesh.errors import RecordError
+from mesh.errors import ConfigError, RecordError
 from mesh.fences import Fence
-from mesh.ids import parse_node_id
+from mesh.ids import parse_namespace, parse_node_id
 from mesh.rows import Row
 from mesh.support import ROSTER_MAX
 from node.storage.store import Store
 from node.storage.transaction import Hook, Transaction
+from node.work.cron import CRON_CHARS_MAX, ZONE_CHARS_MAX
+from node.work.schedules import CATCH_UPS, DEFINITION_BYTES_MAX, parse_name
 from node.work.tables import MESH_NAMESPACE, PRIORITIES, TASK_CANCEL_REQUESTED, TASK_OPEN, Status
 
 T = TypeVar("T")
@@ -48,6 +50,7 @@ def watch(store: Store) -> None:
         "steps": _on_step,
         "history": _on_history,
         "profiles": _on_profile,
+        "schedules": _on_schedule,
         "cluster": _on_cluster,
     }
     for table, rule in rules.items():
@@ -107,6 +110,26 @@ def _on_profile(tx: Transaction, before: Row | None, after: Row) -> None:
         raise RecordError(f"a profile of {after.key[:64]!r} written by {after.node}")
     _decoded(_names, after, "agents")
     _decoded(_labels, after, "labels")
+
+
+def _on_schedule(tx: Transaction, before: Row | None, after: Row) -> None:
+    _check_metadata(after)
+    if after.deleted:
+        return
+    # Whether this host can read the expression and knows the zone is for the scheduler: a newer one may know more.
+    try:
+        parse_namespace(after.namespace)
+        parse_name(after.key)
+    except ConfigError as error:
+        raise RecordError(str(error)) from None
+    if after.text("catch_up") not in CATCH_UPS:
+        raise RecordError(f"catch_up {after.text('catch_up')[:32]!r}")
+    if len(after.text("cron")) > CRON_CHARS_MAX or len(after.text("time_zone")) > ZONE_CHARS_MAX:
+        raise RecordError("a cron expression, or the name of a time zone, that is too long")
+    if len(after.blob("definition") or b"") > DEFINITION_BYTES_MAX:
+        raise RecordError("a definition that is too long")
+    if not 0 <= after.integer("from_hlc") <= STAMP_MAX:
+        raise RecordError(f"from_hlc is {after.integer('from_hlc')}")
 
 
 def _on_cluster(tx: Transaction, before: Row | None, after: Row) -> None:

@@ -140,7 +140,7 @@ SCHEDULES = Table(
         Column("time_zone"),
         Column("catch_up"),  # skip | latest | all: what becomes of slots that nobody was up for
         Column("definition", "blob"),  # JSON, as of a submit
-        Column("from_hlc", "int"),  # slots after this one's time are due
+        Column("from_hlc", "int"),  # slots after this one's time are due; NULL while it is paused
         Column("actor"),
     ),
     since=6,

@@ -199,6 +199,11 @@ def reloads_settings(feed: Feed) -> None:
     feed.tell(SettingsReloaded, "n0", bad_refused=True, wanted={}, in_force={}, spread=(3, None))
 
 
+def submits_a_slot(feed: Feed) -> None:
+    for host in ("n0", "n1"):
+        feed.write(host, table="tasks", idempotency_key="schedule s 2026-01-01T00:00:00Z")
+
+
 STORIES = [
     ("suspect-refuted", suspects),
     ("dead-returned", returns),
@@ -231,6 +236,8 @@ STORIES = [
     ("cancel-too-late", answers("cancel", answer={"state": "too_late"})),
     ("replayed-twice", replays_twice),
     ("large-row-copied", copies_a_payload),
+    ("slot-submitted", submits_a_slot),
+    ("slot-on-two-sides", submits_a_slot),
     ("submit-unknown", answers("submit-workflow")),
     ("submit-deduplicated", submits("n0", deduplicated=True)),
     ("same-key-on-two-sides", submits("n0", "n1")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chaos import swarm
+from chaos import scenario_file, swarm
 from chaos.invariants import ALL
 from chaos.mutants import MUTANTS, mutated
 from chaos.mutants.edits import Edit, edited, find
@@ -85,9 +85,10 @@ def test_a_mutant_is_caught(name, seed):
 @pytest.mark.soak
 @pytest.mark.parametrize("name", MUTANTS)
 def test_every_mutant_is_caught_within_forty_seeds(name):
-    for seed in range(1, 41):
+    shown = MUTANTS[name].scenario
+    for scenario in [scenario_file.named(shown)] if shown else map(swarm.draw, range(1, 41)):
         with mutated(name):
-            violations = play(swarm.draw(seed)).violations
+            violations = play(scenario).violations
         if {violation.invariant for violation in violations} & set(MUTANTS[name].caught_by):
             return
-    pytest.fail(f"{name} survived forty seeds")
+    pytest.fail(f"{name} survived forty seeds, or the scenario that should show it")

@@ -152,10 +152,11 @@ COMMANDS = (
     *("schema-migrations", "schema-rollback", "snapshot-export", "snapshot-import", "bootstrap-from"),
 )
 QUARANTINE = [["quarantine", name] for name in ("list", "show", "retry", "drop")]
+SCHEDULE = [["schedule", name] for name in ("add", "list", "show", "remove", "pause", "resume", "next")]
 
 
 @pytest.mark.parametrize(
-    "command", [[name] for name in COMMANDS] + [["mesh", "create"], ["mesh", "enroll"], *QUARANTINE]
+    "command", [[name] for name in COMMANDS] + [["mesh", "create"], ["mesh", "enroll"], *QUARANTINE, *SCHEDULE]
 )
 def test_every_command_has_help_that_says_what_each_option_is(relaymesh, command):
     ran = relaymesh(*command, "--help")
@@ -176,6 +177,7 @@ def test_the_list_of_commands_has_no_summary_that_is_cut_off(relaymesh):
         "chaos",
         "mesh",
         "quarantine",
+        "schedule",
     }
 
 
