@@ -93,6 +93,10 @@ class WorkloadSpec:
     """Of submits, whose steps must never run in two places at once (`onPartition = wait`)."""
     continue_share: float = 0.0
     """Of workflows, whose last step runs even when others fail (`onFailure = continue`)."""
+    timed_share: float = 0.0
+    """Of submits, whose steps have delays and expiries."""
+    holds_every_s: float = 0.0
+    """Mean time between two pauses or drains, each of a few seconds. 0: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,9 @@ SHORTEST_S = 0.3
 WAIT_SHARES = (0.0, 0.0, 0.3, 0.8)
 """Of submits that ask for `onPartition = wait`: in half of the scenarios none."""
 CONTINUE_SHARES = (0.0, 0.5)
+TIMED_SHARES = (0.0, 0.0, 0.4)
+HOLDS_EVERY_S = (0.0, 0.0, 5.0)
+"""Delays, expiries and holds: in a third of the scenarios each."""
 CALM_S = 2.0
 """Between two faults of one process or disk: a host has time to come back."""
 
@@ -121,6 +124,8 @@ def draw(seed: int, *, nodes: tuple[int, int] = NODES) -> Scenario:
             purge_share=stream(seed, "purges").choice(PURGE_SHARES),
             wait_share=stream(seed, "wait").choice(WAIT_SHARES),
             continue_share=stream(seed, "continue").choice(CONTINUE_SHARES),
+            timed_share=stream(seed, "times").choice(TIMED_SHARES),
+            holds_every_s=stream(seed, "holds").choice(HOLDS_EVERY_S),
         ),
         settings={
             **draws.choice([SHORT_DWELL, SHORT_DWELL, {"suspectRecoverMinMs": 200, "deadRecoverMinMs": 5_000}]),

@@ -22,6 +22,7 @@ from chaos.invariants.final_is_maximum import FinalIsMaximum, VersionsOnlyGrow
 from chaos.invariants.finished_stays import FinishedStays
 from chaos.invariants.gate import GateHolds
 from chaos.invariants.generations_count import GenerationsCount
+from chaos.invariants.held_and_timed import NothingHeldStarts, StepsBeginInTheirTime
 from chaos.invariants.idle_when_settled import DisksRest, IdleWhenSettled, WritesChangeSomething
 from chaos.invariants.members_are_the_living import MembersAreTheLiving
 from chaos.invariants.mirror import Mirror
@@ -85,6 +86,8 @@ ALL: Sequence[type[Promise]] = (
     WritesChangeSomething,
     WaitingStepsRunOnceAtATime,
     WaitingStepsHaveOneTaker,
+    NothingHeldStarts,
+    StepsBeginInTheirTime,
     # nodes
     NodesLiveOn,
     DatabasesSound,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from chaos.mutants import membership, replication, storage, waiting, work
+from chaos.mutants import membership, queueing, replication, storage, waiting, work
 from chaos.mutants.mutant import Mutant
 
 __all__ = ["MUTANTS", "Mutant", "mutated"]
@@ -18,6 +18,7 @@ MUTANTS: Mapping[str, Mutant] = {
     for mutant in (
         *work.MUTANTS,
         *waiting.MUTANTS,
+        *queueing.MUTANTS,
         *membership.MUTANTS,
         *replication.MUTANTS,
         *storage.MUTANTS,

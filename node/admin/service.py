@@ -18,6 +18,7 @@ from node.admin.arguments import Arguments
 from node.admin.convergence_commands import ConvergenceCommands
 from node.admin.diagnosis_commands import DiagnosisCommands
 from node.admin.garbage_commands import GarbageCommands
+from node.admin.hold_commands import HoldCommands
 from node.admin.mesh_commands import MeshCommands
 from node.admin.overview_commands import OverviewCommands
 from node.admin.quarantine_commands import QuarantineCommands
@@ -50,6 +51,7 @@ class AdminService:
         """Without `reenrolment` the identity of the node cannot be replaced while it runs."""
         self._commands: Mapping[str, Command] = {
             **WorkCommands(node).commands(),
+            **HoldCommands(node).commands(),
             **MeshCommands(node, config).commands(),
             **GarbageCommands(node).commands(),
             **OverviewCommands(node).commands(),

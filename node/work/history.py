@@ -40,6 +40,8 @@ class Action(enum.StrEnum):
     """An operator asked for a new generation."""
     CANCELLED = "cancelled"
     """The owner obeyed a cancel."""
+    EXPIRED = "expired"
+    """The owner gave up a step that had not begun in the time that it was given."""
     LOGGED = "logged"
     """The tail of what a handler wrote for people."""
 

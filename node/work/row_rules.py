@@ -21,6 +21,8 @@ from mesh.rows import Row
 from mesh.support import ROSTER_MAX
 from node.storage.store import Store
 from node.storage.transaction import Hook, Transaction
+from node.work.definition import DELAY_MS_MAX
+from node.work.holds import Scope
 from node.work.tables import MESH_NAMESPACE, PRIORITIES, TASK_CANCEL_REQUESTED, TASK_OPEN, Status
 
 T = TypeVar("T")
@@ -33,6 +35,8 @@ COUNT_MAX = 1 << 53
 """Of any other whole number: what JSON keeps exactly."""
 
 _COUNTS = ("position", "dependents", "timeout_ms", "max_attempts", "attempt", "retry_delay_ms", "task_generation")
+
+_SPANS = ("delay_ms", "expires_ms")
 
 _names = msgspec.json.Decoder(list[str])
 _labels = msgspec.json.Decoder(dict[str, str])
@@ -48,6 +52,7 @@ def watch(store: Store) -> None:
         "steps": _on_step,
         "history": _on_history,
         "profiles": _on_profile,
+        "holds": _on_hold,
         "cluster": _on_cluster,
     }
     for table, rule in rules.items():
@@ -69,6 +74,9 @@ def check_step(row: Row) -> None:
         raise RecordError(f"priority {row.integer('priority')}")
     for column in _COUNTS:
         if not 0 <= row.integer(column) <= COUNT_MAX:
+            raise RecordError(f"{column} is {row.integer(column)}")
+    for column in _SPANS:
+        if not 0 <= row.integer(column) <= DELAY_MS_MAX:
             raise RecordError(f"{column} is {row.integer(column)}")
     _decoded(_names, row, "depends_on")
     _decoded(_labels, row, "labels")
@@ -107,6 +115,13 @@ def _on_profile(tx: Transaction, before: Row | None, after: Row) -> None:
         raise RecordError(f"a profile of {after.key[:64]!r} written by {after.node}")
     _decoded(_names, after, "agents")
     _decoded(_labels, after, "labels")
+
+
+def _on_hold(tx: Transaction, before: Row | None, after: Row) -> None:
+    _check_metadata(after)
+    if after.namespace != MESH_NAMESPACE:
+        raise RecordError(f"a hold in namespace {after.namespace}")
+    Scope.parse(after.key)
 
 
 def _on_cluster(tx: Transaction, before: Row | None, after: Row) -> None:
