@@ -99,6 +99,10 @@ class WorkloadSpec:
     """Of replays, that begin a step and all below it anew, or all that failed of many tasks."""
     schedules: int = 0
     """How many schedules are stored at the start, each with a slot every minute, all of which are made up for."""
+    timed_share: float = 0.0
+    """Of submits, whose steps have delays and expiries."""
+    holds_every_s: float = 0.0
+    """Mean time between two pauses or drains, each of a few seconds. 0: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

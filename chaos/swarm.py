@@ -39,6 +39,9 @@ CONTINUE_SHARES = (0.0, 0.5)
 HANDLER_SHARES = (0.0, 0.0, 0.3, 0.8)
 """Of steps whose handlers do more than to succeed or fail: in half of the scenarios none."""
 WIDE_REPLAY_SHARES = (0.0, 0.0, 0.3)
+TIMED_SHARES = (0.0, 0.0, 0.4)
+HOLDS_EVERY_S = (0.0, 0.0, 5.0)
+"""Delays, expiries and holds: in a third of the scenarios each."""
 CALM_S = 2.0
 """Between two faults of one process or disk: a host has time to come back."""
 
@@ -126,6 +129,8 @@ def draw(seed: int, *, nodes: tuple[int, int] = NODES) -> Scenario:
             continue_share=stream(seed, "continue").choice(CONTINUE_SHARES),
             handler_share=stream(seed, "handlers").choice(HANDLER_SHARES),
             wide_replay_share=stream(seed, "wide replays").choice(WIDE_REPLAY_SHARES),
+            timed_share=stream(seed, "times").choice(TIMED_SHARES),
+            holds_every_s=stream(seed, "holds").choice(HOLDS_EVERY_S),
         ),
         settings={
             **draws.choice([SHORT_DWELL, SHORT_DWELL, {"suspectRecoverMinMs": 200, "deadRecoverMinMs": 5_000}]),

@@ -58,7 +58,14 @@ class NotFoundError(RelayMeshError):
 
 
 class UnavailableError(RelayMeshError):
-    """This node cannot serve the request now; its text says why and for how long."""
+    """This node cannot serve the request now; its text says why and for how long.
+
+    `retry_after_ms`: after how many milliseconds it may, where that can be told and waiting helps; None elsewhere.
+    """
+
+    def __init__(self, text: str = "", *, retry_after_ms: int | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_ms = retry_after_ms
 
 
 class StoreError(RelayMeshError):

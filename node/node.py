@@ -213,6 +213,7 @@ class Node:
                     nursery.start_soon(service)
                 # The queue is made anew before the first claim: an agent of the last start may be gone.
                 await self.ownership.announce(self.spec.labels, self.spec.slots, self.spec.version)
+                await self.runtime.holds.load()
                 await nursery.start(self.runtime.run)
                 await nursery.start(self.support.run)
                 await nursery.start(self.ownership.run)
@@ -623,6 +624,7 @@ class Node:
                 await self.ownership.announce(self.spec.labels, self.spec.slots, self.spec.version)
                 # A profile may have been current there that was put aside here, as one from the future.
                 await self.ownership.read_profiles()
+                await self.runtime.holds.load()
             except RelayMeshError as error:
                 log.warning("cannot make the queue anew yet: %s", error)
                 await self.env.clock.sleep(1.0)

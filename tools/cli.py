@@ -107,6 +107,8 @@ class _Root(GroupOfParts):
             *("lease-conflicts", "cluster-state", "cluster-epoch-bump", "mesh-recover", "maintenance"),
         ),
         module_part("benchmark_commands", "benchmark-run"),
+        module_part("batch_commands", "submit-batch"),
+        module_part("hold_commands", "pause", "resume", "holds", "drain"),
         module_part("watch_commands", "top", "doctor"),
         module_part("garbage_commands", "purge", "mesh-prune"),
         module_part("upgrade_commands", "upgrade-rehearsal"),
@@ -135,7 +137,7 @@ def _run(invoke: Any, *, json: bool) -> int:
     try:
         return int(invoke() or EXIT_OK)
     except RelayMeshError as error:
-        _report(error_code(error), str(error), json=json)
+        _report(error_code(error), str(error), json=json, retry_after_ms=getattr(error, "retry_after_ms", None))
         return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), EXIT_NEGATIVE)
     except _USAGE_ERRORS as error:
         _report("usage", _usage_text(error), json=json)
@@ -154,9 +156,10 @@ def _usage_text(error: Any) -> str:
     return f"{str(error.format_message()).rstrip('.')}; see `{where} --help`"
 
 
-def _report(code: str, message: str, *, json: bool) -> None:
+def _report(code: str, message: str, *, json: bool, retry_after_ms: int | None = None) -> None:
     if json:
-        print_json({"error": {"code": code, "message": message}})
+        wait = {} if retry_after_ms is None else {"retryAfterMs": retry_after_ms}
+        print_json({"error": {"code": code, "message": message, **wait}})
     print(f"relaymesh: {escape(' '.join(message.split()))}", file=sys.stderr)
 
 

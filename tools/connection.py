@@ -20,7 +20,20 @@ from node.client.targets import peer_targets
 # Commands that may be sent again to another peer when an answer did not arrive: they change nothing, or carry a key, or
 # leave the same state however often they run.
 _REPEATABLE = (
-    *("submit", "submit-workflow", "task", "tasks", "workflow", "result", "wait", "cancel", "explain", "logs"),
+    *(
+        "submit",
+        "submit-workflow",
+        "submit-batch",
+        "holds",
+        "task",
+        "tasks",
+        "workflow",
+        "result",
+        "wait",
+        "cancel",
+        "explain",
+        "logs",
+    ),
     *("agents", "members", "mesh-summary", "health", "stats", "metrics"),
     *("mesh-keys", "mesh-revocations", "mesh-ca", "tls-status"),
     *("ownership-events", "lease-conflicts", "cluster-state", "overview", "diagnosis", "version"),

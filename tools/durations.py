@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 
 from mesh.errors import ConfigError
 
@@ -26,6 +27,26 @@ def parse_duration_ms(text: str, *, option: str) -> int:
     if not 0 < duration_ms <= DURATION_MS_MAX:
         raise ConfigError(f"{option}: {text[:40]!r} must be at least 1ms and at most 366d")
     return duration_ms
+
+
+def parse_date_ms(text: str, *, option: str) -> int:
+    """Milliseconds since 1970 of an ISO 8601 date and time, or of such a number itself.
+
+    A date without an offset is meant by the clock of this host's zone. ConfigError naming `option` for anything else.
+    """
+    stripped = text.strip()
+    if stripped.isascii() and stripped.isdigit() and len(stripped) <= 15:
+        return int(stripped)
+    try:
+        at_ms = int(datetime.fromisoformat(stripped).timestamp() * 1000)
+    except (ValueError, OverflowError, OSError):
+        at_ms = -1
+    if at_ms < 0:
+        raise ConfigError(
+            f"{option}: {text[:40]!r} is not a date: write 2026-11-25T18:00, 2026-11-25T18:00+01:00, or milliseconds "
+            "since 1970"
+        )
+    return at_ms
 
 
 def format_duration(duration_ms: float) -> str:

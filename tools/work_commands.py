@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from mesh.errors import ConfigError
-from tools.durations import DURATION_MS_MAX, format_duration, parse_duration_ms
+from tools.durations import DURATION_MS_MAX, format_duration, parse_date_ms, parse_duration_ms
 from tools.output import escape, print_json
 from tools.session import EXIT_NEGATIVE, EXIT_OK, Command, Session, command
 from tools.story import print_explanation, print_logs
@@ -84,6 +84,17 @@ def _submit(
         Literal["takeover", "wait"],
         typer.Option("--on-partition", help="wait: never in two places at once, even if that means not at all."),
     ] = "takeover",
+    delay: Annotated[
+        str | None, typer.Option("--delay", metavar="TIME", help="Start so long after the submit, at the earliest.")
+    ] = None,
+    not_before: Annotated[
+        str | None,
+        typer.Option("--not-before", metavar="DATE", help="The same as a date (ISO 8601), or milliseconds since 1970."),
+    ] = None,
+    expires: Annotated[
+        str | None,
+        typer.Option("--expires", metavar="TIME", help="What has not begun so long after the submit is cancelled."),
+    ] = None,
     wait: WaitOption = False,
     replicas: ReplicasOption = None,
     replicas_timeout: ReplicasTimeoutOption = "5s",
@@ -92,7 +103,7 @@ def _submit(
 
     The node that answers has stored the task durably. With --replicas K the answer waits until K other nodes hold it
     too; if they do not in time, the exit code is 1 and the task exists all the same. With --on-partition wait it runs
-    only where a majority of the present members can be reached.
+    only where a majority of the present members can be reached. Delays count from the submit, wherever a task moves.
 
     \b
     Examples:
@@ -100,6 +111,7 @@ def _submit(
       relaymesh --root data submit --agent resize --input-file photo.json --label site=north --timeout 2m
       relaymesh --peer 10.0.0.2:18443 --identity me.enroll submit --agent bill --input 42 --idempotency-key order-42
       relaymesh --root data submit --agent pump --input open --on-partition wait
+      relaymesh --root data submit --agent report --input daily --not-before 2026-11-26T06:00 --expires 2d
     """
     answer = session.ask(
         "submit",
@@ -111,7 +123,10 @@ def _submit(
         labels=_parse_labels(label or []) or None,
         onPartition=None if on_partition == "takeover" else on_partition,
         timeoutMs=None if timeout is None else parse_duration_ms(timeout, option="--timeout"),
-        **_replica_args(replicas, replicas_timeout),
+        delayMs=None if delay is None else parse_duration_ms(delay, option="--delay"),
+        notBeforeMs=None if not_before is None else parse_date_ms(not_before, option="--not-before"),
+        expiresMs=None if expires is None else parse_duration_ms(expires, option="--expires"),
+        **replica_args(replicas, replicas_timeout),
     )
     return _after_submit(session, answer, wait=wait, replicas=replicas)
 
@@ -126,7 +141,8 @@ def _submit_workflow(
 ) -> int:
     """Give a workflow of several steps.
 
-    A step runs when the steps it depends on have succeeded, and gets their outputs.
+    A step runs when the steps it depends on have succeeded, and gets their outputs. With `delayMs` or `notBeforeMs`
+    (milliseconds since 1970) it does not begin earlier, with `expiresMs` not later; both count from the submit.
 
     \b
     A workflow file:
@@ -139,7 +155,7 @@ def _submit_workflow(
         "submit-workflow",
         definition=read_workflow(file),
         idempotencyKey=idempotency_key or secrets.token_hex(16),
-        **_replica_args(replicas, replicas_timeout),
+        **replica_args(replicas, replicas_timeout),
     )
     return _after_submit(session, answer, wait=wait, replicas=replicas)
 
@@ -191,7 +207,7 @@ def _watch_workflow(session: Session, task_id: str) -> int:
     try:
         task = watch_workflow(session, task_id)
     except KeyboardInterrupt:
-        _say(f"stopped watching; task {task_id} goes on: relaymesh workflow {task_id} --watch")
+        say(f"stopped watching; task {task_id} goes on: relaymesh workflow {task_id} --watch")
         raise
     if session.json:
         session.show(task)
@@ -297,13 +313,13 @@ _COMMANDS: dict[str, Command] = {
 def _read_input(text: str | None, file: Path | None) -> bytes:
     if (text is None) == (file is None):
         raise ConfigError("give either --input TEXT or --input-file FILE (- reads standard input)")
-    return text.encode() if text is not None else _read_bounded("--input-file", file or Path())
+    return text.encode() if text is not None else read_bounded("--input-file", file or Path())
 
 
 def read_workflow(file: Path) -> dict[str, Any]:
     """The JSON object in a file, or on standard input for `-`. ConfigError when there is none."""
     try:
-        definition = json.loads(_read_bounded("--file", file))
+        definition = json.loads(read_bounded("--file", file))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--file {file}: is not JSON: {escape(str(error))}") from error
     if not isinstance(definition, dict):
@@ -311,7 +327,8 @@ def read_workflow(file: Path) -> dict[str, Any]:
     return definition
 
 
-def _read_bounded(option: str, file: Path) -> bytes:
+def read_bounded(option: str, file: Path) -> bytes:
+    """The content of a file, or of standard input for `-`. ConfigError when it cannot be read or is too large."""
     try:
         if str(file) == "-":
             data = sys.stdin.buffer.read(INPUT_BYTES_MAX + 1)
@@ -335,7 +352,8 @@ def _parse_labels(texts: list[str]) -> dict[str, str]:
     return labels
 
 
-def _replica_args(replicas: int | None, timeout: str) -> dict[str, int]:
+def replica_args(replicas: int | None, timeout: str) -> dict[str, int]:
+    """What --replicas and --replicas-timeout ask of a node."""
     timeout_ms = parse_duration_ms(timeout, option="--replicas-timeout")
     return {} if replicas is None else {"replicas": replicas, "replicasTimeoutMs": timeout_ms}
 
@@ -343,7 +361,7 @@ def _replica_args(replicas: int | None, timeout: str) -> dict[str, int]:
 def _after_submit(session: Session, answer: dict[str, Any], *, wait: bool, replicas: int | None) -> int:
     if replicas is not None and not _replicas_met(answer.get("replicated"), replicas):
         session.show(answer)
-        _say(f"task {answer['taskId']} exists, but {replicas} replicas were not reached in time; do not submit it anew")
+        say(f"task {answer['taskId']} exists, but {replicas} replicas were not reached in time; do not submit it anew")
         return EXIT_NEGATIVE
     if wait:
         return _wait_and_show(session, answer["taskId"], DURATION_MS_MAX)
@@ -378,7 +396,7 @@ def _wait_for(session: Session, task_id: str, timeout_ms: int) -> dict[str, Any]
                 return task
             shown = _show_progress(task, waited_ms)
     except KeyboardInterrupt:
-        _say(f"stopped waiting; task {task_id} goes on: relaymesh wait {task_id}")
+        say(f"stopped waiting; task {task_id} goes on: relaymesh wait {task_id}")
         raise
     finally:
         if shown:
@@ -398,10 +416,10 @@ def _show_progress(task: dict[str, Any], waited_ms: int) -> bool:
 def _complain_about(task: dict[str, Any], task_id: str) -> None:
     status = task.get("status", "unknown")
     if status not in FINAL_STATUSES:
-        _say(f"task {task_id} is {status}: wait longer with `relaymesh wait {task_id} --timeout 5m`, or `explain` it")
+        say(f"task {task_id} is {status}: wait longer with `relaymesh wait {task_id} --timeout 5m`, or `explain` it")
     else:
         cause = f": {str(task['lastError'])[:512]}" if task.get("lastError") else ""
-        _say(f"task {task_id} ended {status}{cause}; see `relaymesh explain {task_id}`")
+        say(f"task {task_id} ended {status}{cause}; see `relaymesh explain {task_id}`")
 
 
 def _result_bytes(answer: dict[str, Any]) -> bytes:
@@ -409,5 +427,6 @@ def _result_bytes(answer: dict[str, Any]) -> bytes:
     return base64.b64decode(encoded) if encoded is not None else str(answer.get("resultPayload") or "").encode()
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line on standard error."""
     print(f"relaymesh: {escape(text)}", file=sys.stderr)

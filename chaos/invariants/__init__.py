@@ -23,6 +23,7 @@ from chaos.invariants.finished_stays import FinishedStays
 from chaos.invariants.gate import GateHolds
 from chaos.invariants.generations_count import GenerationsCount
 from chaos.invariants.handlers_obeyed import CheckpointsKept, SnoozesUncounted
+from chaos.invariants.held_and_timed import NothingHeldStarts, StepsBeginInTheirTime
 from chaos.invariants.idle_when_settled import DisksRest, IdleWhenSettled, WritesChangeSomething
 from chaos.invariants.members_are_the_living import MembersAreTheLiving
 from chaos.invariants.mirror import Mirror
@@ -91,6 +92,8 @@ ALL: Sequence[type[Promise]] = (
     CheckpointsKept,
     SnoozesUncounted,
     SlotsHaveOneSubmitter,
+    NothingHeldStarts,
+    StepsBeginInTheirTime,
     # nodes
     NodesLiveOn,
     DatabasesSound,

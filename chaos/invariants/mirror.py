@@ -114,6 +114,8 @@ class Mirror:
         """Tasks that were ever deleted, and when that was first seen. Their rows go once every member knows."""
         self.deleted_events: dict[RowName, Row] = {}
         """Rows of the history that were deleted before their task, as they were: what they told, they told."""
+        self._lifted: dict[RowName, None] = {}
+        """Holds that were ever ended: their rows go, too, once every member knows."""
         self._task_of: dict[str, str] = {}
         """The task of a step, a payload or an event."""
         self.dead_time_s = PROFILES[scenario.profile].dead_after_s(scenario.nodes)
@@ -146,9 +148,10 @@ class Mirror:
         return any(fault.kind in kinds for fault in self.faults)
 
     def was_deleted(self, row: Row) -> bool:
-        """Whether this is, or belongs to, a task that was ever deleted, or is a row of the history that was."""
+        """Whether this was ever deleted, or its task was."""
         task_id = row.key if row.table == "tasks" else row.text("task_id")
-        return task_id in self.deleted_ms or name_of(row) in self.deleted_events
+        name = name_of(row)
+        return task_id in self.deleted_ms or name in self.deleted_events or name in self._lifted
 
     def step_was_deleted(self, step_id: str) -> bool:
         """Whether the step's task was ever deleted."""
@@ -196,6 +199,8 @@ class Mirror:
             host.rows[name_of(row)] = row
             if row.table == "history" and row.deleted and change.before is not None and not change.before.deleted:
                 self.deleted_events.setdefault(name_of(row), change.before)
+            if row.table == "holds" and row.deleted:
+                self._lifted[name_of(row)] = None
             if row.table != "tasks":
                 self._task_of.setdefault(row.key, row.text("task_id"))
             elif row.deleted:

@@ -19,9 +19,9 @@ _AGENT, _POISON = "work", "poison"
 class TasksEndAsDefined(Promise):
     """No step is stuck; one is a dead letter only if its agent fails for good or ended five processes that ran it.
 
-    One is cancelled only if a client or its handler asked for it, and succeeds only after its parents
-    (`oracle.may_run`). One whose input or checkpoint was lost with the only disk that had it waits for ever: what was
-    told of it elsewhere is not enough to run it. Such a disk may take along that a parent succeeded, too;
+    One is cancelled only if a client or its handler asked for it or it was to expire, and succeeds only after its
+    parents (`oracle.may_run`). One whose input or checkpoint was lost with the only disk that had it waits for ever:
+    what was told of it elsewhere is not enough to run it. Such a disk may take along that a parent succeeded, too;
     `children-after-parents` looks at what the step's own node knew.
     """
 
@@ -90,6 +90,8 @@ class TasksEndAsDefined(Promise):
                 return "" if lost >= LOST_LEASES_MAX else f"is called poison after {lost} processes ended with it"
             case "DEAD_LETTER":
                 return "" if self._fails_for_good(replica, step) else f"is a dead letter: {step.text('last_error')}"
+            case "CANCELLED" if step.text("last_error").startswith("expired") and step.integer("expires_ms"):
+                return ""
             case "CANCELLED":
                 gives_up = self._work(replica, step).get("choices", {}).get("gives_up")
                 asked = gives_up or step.text("task_id") in self._cancels

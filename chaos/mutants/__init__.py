@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from chaos.mutants import membership, replication, schedules, storage, waiting, work
+from chaos.mutants import membership, queueing, replication, schedules, storage, waiting, work
 from chaos.mutants.mutant import Mutant
 
 __all__ = ["MUTANTS", "Mutant", "mutated"]
@@ -19,6 +19,7 @@ MUTANTS: Mapping[str, Mutant] = {
         *work.MUTANTS,
         *waiting.MUTANTS,
         *schedules.MUTANTS,
+        *queueing.MUTANTS,
         *membership.MUTANTS,
         *replication.MUTANTS,
         *storage.MUTANTS,

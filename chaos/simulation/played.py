@@ -179,6 +179,7 @@ class Play:
         while self._settled_ms is None and self._heap.now < limit:
             await trio.sleep(LOOK_EVERY_S)
             await _restart_conflicting(world)
+            await workload.lift_holds()
             self._unsettled = await _what_is_open(world, workload.accepted)
             if not self._unsettled:
                 self._settled_ms = world.now_ms()

@@ -22,6 +22,9 @@ RECENT = 30
 BATCH_SHARE = 0.2
 """Of wide replays, that are of many tasks."""
 PURGED_AFTER_MS = (1_000, 8_000)
+HELD_S = (0.5, 8.0)
+DELAYS_MS = (100, 9_000)
+EXPIRIES_MS = (100, 9_000)
 MAX_ATTEMPTS = 4
 SAVES_MAX = 3
 SNOOZES_MAX = MAX_ATTEMPTS + 1
@@ -55,6 +58,8 @@ class Workload:
         async with trio.open_nursery() as nursery:
             for number in range(self._spec.clients):
                 nursery.start_soon(self._client, f"client {number}")
+            if self._spec.holds_every_s:
+                nursery.start_soon(self._hold_now_and_then)
 
     async def _client(self, name: str) -> None:
         draws, replays = self._world.stream(name), self._world.stream(f"{name} replays")
@@ -86,6 +91,28 @@ class Workload:
         args = {"name": name, "cron": "* * * * *", "catchUp": "all", "definition": definition}
         await self.ask(self._host(self._world.stream(f"schedule {name}")), "schedule-add", args)
 
+    async def _hold_now_and_then(self) -> None:
+        """Pause or drain something, and end that again a little later, perhaps at another host."""
+        draws = self._world.stream("holds")
+        names = self._world.scenario.node_names()
+        while True:
+            await trio.sleep(draws.expovariate(1 / self._spec.holds_every_s))
+            node: dict[str, Any] = {"node": draws.choice(names)}
+            whole: dict[str, Any] = {"mesh": True}
+            agent: dict[str, Any] = {"agent": AGENT}
+            command, scope = draws.choice([("pause", whole), ("pause", agent), ("pause", node), ("drain", node)])
+            await self.ask(draws.choice(names), command, scope)
+            await trio.sleep(draws.uniform(*HELD_S))
+            await self.ask(draws.choice(names), "resume", scope)
+
+    async def lift_holds(self) -> None:
+        """End whatever is still held, at each host that knows of it: its word is later than the one that it heard."""
+        for name, host in self._world.hosts.items():
+            for each in host.node.runtime.holds.all() if host.is_up and host.node is not None else ():
+                kind, of = each.scope
+                scope = {"mesh": True} if kind == "mesh" else {"agent" if kind == "agent" else "node": of}
+                await self.ask(name, "resume", scope)
+
     def _host(self, draws: random.Random) -> str:
         return draws.choice(self._world.scenario.node_names())
 
@@ -101,6 +128,8 @@ class Workload:
                 step["onPartition"] = "wait"
                 if step["agent"] == AGENT and draws.random() < _WAITING_LONG_SHARE:
                     step["input"]["run_s"] = _WAITING_LONG_S
+        if self._spec.timed_share:
+            self._time(args["definition"]["steps"], key)
         if self._spec.replicas and draws.random() < 0.3:
             args["replicas"] = self._spec.replicas
         other = self._host(draws)
@@ -122,6 +151,14 @@ class Workload:
                     "snoozes": draws.choice([0, 0, 1, SNOOZES_MAX]),
                     "gives_up": draws.random() < _GIVES_UP_SHARE,
                 }
+
+    def _time(self, steps: list[dict[str, Any]], key: str) -> None:
+        draws = self._world.stream(f"times of {key}")
+        if draws.random() < self._spec.timed_share:
+            for step in steps:
+                delay_ms = draws.choice([0, draws.randint(*DELAYS_MS)])
+                expires_ms = draws.choice([0, delay_ms + draws.randint(*EXPIRIES_MS)])
+                step |= {"delayMs": delay_ms, "expiresMs": expires_ms}
 
     async def _submit_at(self, host: str, args: Mapping[str, Any]) -> None:
         self.submits += 1

@@ -173,6 +173,8 @@ class MeshCommands:
             "nodeId": node.spec.node_id,
             "dbOk": not node.store.failed,
             "gateOpen": node.runtime.gate_is_open(),
+            "startsNothing": node.runtime.why_nothing_starts(),
+            "holds": [str(hold) for hold in node.runtime.holds.all()],
             "reachablePeers": sum(member.status is Status.ALIVE for member in peers),
             "knownPeers": len(peers),
             "diskFreeBytes": free,

@@ -19,6 +19,7 @@ from node.admin.convergence_commands import ConvergenceCommands
 from node.admin.diagnosis_commands import DiagnosisCommands
 from node.admin.export_commands import ExportCommands
 from node.admin.garbage_commands import GarbageCommands
+from node.admin.hold_commands import HoldCommands
 from node.admin.mesh_commands import MeshCommands
 from node.admin.overview_commands import OverviewCommands
 from node.admin.quarantine_commands import QuarantineCommands
@@ -68,6 +69,7 @@ class AdminService:
             **WorkCommands(node).commands(),
             **RecoveryCommands(node).commands(),
             **ExportCommands(node).commands(),
+            **HoldCommands(node).commands(),
             **MeshCommands(node, config).commands(),
             **GarbageCommands(node).commands(),
             **OverviewCommands(node).commands(),

@@ -14,6 +14,7 @@ from mesh.membership import Status as MemberStatus
 from mesh.placement import Requirement, able
 from mesh.rows import Row
 from node.admin.arguments import Arguments
+from node.admin.batch import Asked, batch_answer, read_tasks, store_tasks
 from node.admin.situation import members_away, read_stored, situation_of
 from node.node import Node
 from node.storage.reader import Reader
@@ -21,7 +22,9 @@ from node.storage.store import Commit
 from node.work import transitions
 from node.work.definition import (
     ATTEMPTS_MAX,
+    DELAY_MS_MAX,
     KEY_CHARS_MAX,
+    NOT_BEFORE_MS_MAX,
     TIMEOUT_MS_MAX,
     Definition,
     Limits,
@@ -79,6 +82,7 @@ class WorkCommands:
         return {
             "submit": self._submit,
             "submit-workflow": self._submit_workflow,
+            "submit-batch": self._submit_batch,
             "task": self._task,
             "tasks": self._tasks,
             "workflow": self._workflow,
@@ -112,6 +116,9 @@ class WorkCommands:
             node=parse_pin(args.raw("node"), "submit"),
             labels=parse_labels(args.raw("labels") or {}, "submit"),
             waits=parse_partition_policy(args.raw("onPartition") or "takeover", "submit"),
+            delay_ms=args.whole("delayMs", 0, largest=DELAY_MS_MAX),
+            not_before_ms=args.whole("notBeforeMs", 0, largest=NOT_BEFORE_MS_MAX),
+            expires_ms=args.whole("expiresMs", 0, largest=DELAY_MS_MAX),
         )
         return await self._accept(args, single(step, self._limits()))
 
@@ -147,6 +154,18 @@ class WorkCommands:
             "replicasWanted": replicas,
             "message": _submit_message(submitted.deduplicated, len(replicated), replicas) + self._will_wait(definition),
         }
+
+    async def _submit_batch(self, args: Arguments) -> dict[str, Any]:
+        node = self._node
+        asked = read_tasks(node, args, self._limits(), self._check_agents)
+        replicas = args.whole("replicas", 0, largest=100)
+        replicas_timeout_ms = args.whole("replicasTimeoutMs", REPLICAS_TIMEOUT_MS, largest=600_000)
+        await self._admit(sum(len(each.definition.steps) for each in asked if isinstance(each, Asked)))
+        results = await node.store.write(
+            partial(store_tasks, me=node.spec.node_id, namespace=args.namespace, asked=asked, members=self._members())
+        )
+        replicated = await node.replicate(replicas, replicas_timeout_ms / 1000) if replicas else []
+        return batch_answer(results, len(replicated), replicas)
 
     def _members(self) -> list[str]:
         """All that belong to the mesh, also those that are away: whoever left does not."""
@@ -191,7 +210,8 @@ class WorkCommands:
             if count > settings.submit_rate_limit_per_min:
                 raise UnavailableError(
                     f"submit_rate_limit: more than {settings.submit_rate_limit_per_min} steps a minute "
-                    f"(submitRateLimitPerMin): try again in {60 - now % 60:.0f} s"
+                    f"(submitRateLimitPerMin): try again in {60 - now % 60:.0f} s",
+                    retry_after_ms=int((60 - now % 60) * 1000) + 1,
                 )
             self._rate_window = (minute, count)
         if now - self._depth_at > DEPTH_AGE_S:
@@ -202,11 +222,15 @@ class WorkCommands:
         if self._depth + steps > settings.max_ingress_queue_depth:
             raise UnavailableError(
                 f"queue_depth_limit: {self._depth} steps wait here (maxIngressQueueDepth "
-                f"{settings.max_ingress_queue_depth}): try again later, or at another peer"
+                f"{settings.max_ingress_queue_depth}): try again later, or at another peer",
+                retry_after_ms=int(DEPTH_AGE_S * 1000),
             )
         budget = node.disk_budget.refusal(self._database_bytes)
         if budget is not None:
-            raise UnavailableError(f"disk_budget: {budget}: try again in some minutes, or raise the budget")
+            raise UnavailableError(
+                f"disk_budget: {budget}: try again in some minutes, or raise the budget",
+                retry_after_ms=settings.retention_interval_ms,
+            )
 
     # --- look ---
 

@@ -39,7 +39,7 @@ from node.work.retries import RetryPolicy
 from node.work.tables import Status
 from node.work.transitions import Claimed, existing_task, task_steps
 from node.work.views import task_view, watched_view
-from node.work.work_queue import WorkQueue, next_due_ms, next_entry
+from node.work.work_queue import WorkQueue, next_due_ms, next_entry, ripen
 
 T = TypeVar("T")
 
@@ -191,6 +191,7 @@ class MemoryWorker:
         return True
 
     def _claim(self, tx: Transaction) -> Claimed | None:
+        ripen(tx, now_ms=tx.now_ms)
         while True:
             found = next_entry(tx, priorities=self._wheel.order(), now_ms=tx.now_ms, full_agents=(), fresh_after=None)
             if found is None:

@@ -168,14 +168,15 @@ class RpcServer:
         while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
             error = error.exceptions[0]
         if isinstance(error, RelayMeshError):
-            return self.refusal(error_code(error), str(error))
+            wait_ms = error.retry_after_ms if isinstance(error, UnavailableError) else None
+            return self.refusal(error_code(error), str(error), wait_ms)
         log.error("handler of %r failed", verb, exc_info=error)
         return self.refusal("internal", f"{verb!r} failed inside the node ({type(error).__name__}): see its log")
 
-    def refusal(self, code: str, text: str) -> Error:
+    def refusal(self, code: str, text: str, retry_after_ms: int | None = None) -> Error:
         """An error reply, counted."""
         self.errors[code] += 1
-        return Error(code, text)
+        return Error(code, text, retry_after_ms)
 
 
 class _Connection:

@@ -5,7 +5,7 @@ A connection carries one request after another, as msgpack arrays:
     ["call", verb, body, speaks]              the request; the first one on a connection says what the asker speaks
     ["hello", speaks]                         the first reply to an asker that said so: what the server speaks
     ["part", body]*                           what comes before the answer, in order
-    ["end", body] | ["error", code, text]     the answer
+    ["end", body] | ["error", code, text]     the answer; an error may end with the milliseconds after which to retry
     ["tick"]                                  sent while a request runs, so that silence means a dead peer
 
 Both ends then use the highest version of the protocol that both speak (`mesh.protocol.common`); whoever says nothing
@@ -81,10 +81,12 @@ class Error(msgspec.Struct, frozen=True, array_like=True, tag="error"):
 
     code: str
     text: str
+    retry_after_ms: int | None = None
 
     def exception(self) -> RelayMeshError:
         """The exception of `mesh.errors` that the code stands for; the base class when the code is not known here."""
-        return _ERROR_CLASSES.get(self.code, RelayMeshError)(self.text)
+        kind = _ERROR_CLASSES.get(self.code, RelayMeshError)
+        return kind(self.text, retry_after_ms=self.retry_after_ms) if kind is UnavailableError else kind(self.text)
 
 
 class Tick(msgspec.Struct, frozen=True, array_like=True, tag="tick"):
@@ -100,6 +102,8 @@ _reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Hello |
 
 def encode(message: Call | Reply) -> bytes:
     """The message as bytes."""
+    if isinstance(message, Error) and message.retry_after_ms is None:
+        return _encoder.encode(("error", message.code, message.text))  # as every release has said it
     return _encoder.encode(message)
 
 

@@ -23,6 +23,10 @@ STEP_NAME_CHARS_MAX = 128
 KEY_CHARS_MAX = 256
 LABELS_MAX = 32
 TIMEOUT_MS_MAX = 7 * 24 * 3600 * 1000
+DELAY_MS_MAX = 366 * 24 * 3600 * 1000
+"""Of delays and expiries. Rules for rows of peers use it too: a stamp must have room for what comes of it."""
+NOT_BEFORE_MS_MAX = 1 << 47
+"""The year 6429: whatever looks like milliseconds since 1970, and not like another unit."""
 ATTEMPTS_MAX = 1000
 TASK_OWN_CHARS = 16
 """How many of a task id's 32 hex digits are not shared with other tasks of its key."""
@@ -39,6 +43,9 @@ _STEP_KEYS = (
     "labels",
     "onPartition",
     "onFailure",
+    "delayMs",
+    "notBeforeMs",
+    "expiresMs",
 )
 
 PARTITION_POLICIES = ("takeover", "wait")
@@ -74,6 +81,21 @@ class StepDefinition:
     """On a partition it waits for the majority of its roster, instead of being taken over."""
     continues: bool = False
     """It runs when its parents have ended, without the outputs of those that failed."""
+    delay_ms: int = 0
+    """It starts so long after its submit, at the earliest."""
+    not_before_ms: int = 0
+    """The same as a date, in milliseconds since 1970; 0 for none. It becomes a delay when the task is stored."""
+    expires_ms: int = 0
+    """What has not begun so long after its submit never begins; 0 for never."""
+
+    def __post_init__(self) -> None:
+        if self.delay_ms and self.not_before_ms:
+            raise ConfigError(f"step {self.name!r}: give delayMs or notBeforeMs, not both")
+        if 0 < self.expires_ms <= self.delay_ms:
+            raise ConfigError(
+                f"step {self.name!r}: expiresMs ({self.expires_ms}) must be longer than delayMs ({self.delay_ms}), or "
+                "it could never start"
+            )
 
     def canonical(self) -> list[Any]:
         """Everything that makes this step what it is, in a fixed order."""
@@ -91,7 +113,23 @@ class StepDefinition:
         # Only where it was asked for: the same submit must be the same task at a node of an older release.
         if self.waits:
             asked.append("wait")
-        return [*asked, "continue"] if self.continues else asked
+        if self.continues:
+            asked.append("continue")
+        # A date as it was asked for, not the delay that came of it: the same submit a second later is the same task.
+        times = (("delay", self.delay_ms), ("not-before", self.not_before_ms), ("expires", self.expires_ms))
+        return [*asked, *([name, value] for name, value in times if value)]
+
+    def delay_at(self, now_ms: int) -> int:
+        """The delay of a submit at this time. ConfigError when the step could then never start, or not for a year."""
+        delay_ms = max(0, self.not_before_ms - now_ms) if self.not_before_ms else self.delay_ms
+        if delay_ms > DELAY_MS_MAX:
+            raise ConfigError(f"step {self.name!r}: notBeforeMs is more than 366 days ahead of this node's clock")
+        if 0 < self.expires_ms <= delay_ms:
+            raise ConfigError(
+                f"step {self.name!r}: notBeforeMs is {delay_ms} ms ahead, and expiresMs ({self.expires_ms}) must be "
+                "longer than that, or it could never start"
+            )
+        return delay_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +199,25 @@ def parse_workflow(document: Any, limits: Limits) -> Definition:
             f"workflow has {len(document['steps'])} steps, the limit is {limits.steps_max} (setting stepsPerTaskMax): "
             "split it into several tasks"
         )
-    return _checked([_parse_step(index, step) for index, step in enumerate(document["steps"])], limits)
+    steps = enumerate(document["steps"])
+    return _checked([_parse_step(f"workflow step {index + 1}", step) for index, step in steps], limits)
 
 
-def _parse_step(index: int, document: Any) -> StepDefinition:
-    place = f"workflow step {index + 1}"
+def parse_task(document: Mapping[str, Any], place: str, limits: Limits) -> Definition:
+    """Read one task of a batch: a workflow `{"steps": […]}`, or a single step, which is called like its agent.
+
+    A single step has the keys of a workflow's, without `id` and `dependsOn`. Errors as of `parse_workflow`.
+    """
+    if "steps" in document:
+        return parse_workflow(document, limits)
+    for key in ("id", "dependsOn"):
+        if key in document:
+            raise ConfigError(f"{place}: {key!r} is for a step of a workflow; give 'steps', or leave it out")
+    agent = _text(document, "agent", place)
+    return _checked([_parse_step(place, {**document, "id": agent}, alone=True)], limits)
+
+
+def _parse_step(place: str, document: Any, *, alone: bool = False) -> StepDefinition:
     if not isinstance(document, dict):
         raise ConfigError(f"{place}: must be a JSON object with 'id' and 'agent'")
     for key in document:
@@ -174,7 +226,7 @@ def _parse_step(index: int, document: Any) -> StepDefinition:
             hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(_STEP_KEYS)}"
             raise ConfigError(f"{place}: unknown key {key!r}{hint}")
     name = _text(document, "id", place)
-    place = f"workflow step {name!r}"
+    place = place if alone else f"workflow step {name!r}"
     payload = document.get("input", "")
     depends = document.get("dependsOn", [])
     if not isinstance(depends, list) or not all(isinstance(item, str) for item in depends):
@@ -191,6 +243,9 @@ def _parse_step(index: int, document: Any) -> StepDefinition:
         labels=parse_labels(document.get("labels", {}), place),
         waits=parse_partition_policy(document.get("onPartition", "takeover"), place),
         continues=_parse_failure_policy(document.get("onFailure", "block"), place),
+        delay_ms=_whole(document, "delayMs", place, DELAY_MS_MAX),
+        not_before_ms=_whole(document, "notBeforeMs", place, NOT_BEFORE_MS_MAX),
+        expires_ms=_whole(document, "expiresMs", place, DELAY_MS_MAX),
     )
 
 

@@ -19,6 +19,7 @@ from node.work.history import Action
 from node.work.runs import owners_of, runs_of, ties_of
 from node.work.status import continues, depends_on, is_runnable, roster_of, step_status, tell_roster
 from node.work.tables import Status
+from node.work.timing import tell_waiting
 from node.work.work_queue import requirement_of
 
 
@@ -158,6 +159,8 @@ def tell(row: Row) -> str:
         case Action.SNOOZED:
             wait_s = int(detail.get("delayMs", 0)) / 1000
             return f"its handler on {node} asked to be run again {wait_s:.1f} s later: {detail.get('reason')}"
+        case Action.EXPIRED:
+            return f"{node} gave it up: it had not begun within {detail.get('expiresMs', 0) / 1000:g} s of its submit"
         case other:
             return f"{node}: {other}"
 
@@ -173,13 +176,16 @@ def summarise(step: Row, by_name: Mapping[str, Row], events: Sequence[Row], situ
         case Status.DEAD_LETTER:
             return f"It is a dead letter: {step.text('last_error')}. Mend the cause, then `relaymesh replay`.{twice}"
         case Status.CANCELLED:
-            return f"It was cancelled: {step.text('last_error')}.{twice}"
+            last_error = step.text("last_error")
+            was = "It " if last_error.startswith("expired") else "It was cancelled: "
+            return f"{was}{last_error}.{twice}"
         case Status.RUNNING:
             return f"{owner} runs it now (attempt {step.integer('attempt')}, epoch {step.lease_epoch}).{twice}" + (
                 _owner_trouble(step, situation) + _support_trouble(step, situation)
             )
         case _:
-            return why_not_yet(step, by_name, situation) + twice
+            waited = "" if situation.now_ms is None else tell_waiting(step, situation.now_ms)
+            return why_not_yet(step, by_name, situation) + waited + twice
 
 
 def _why_twice(events: Sequence[Row]) -> str:
@@ -266,6 +272,8 @@ def _held(step: Row, situation: Situation) -> Reason:
     for key in ("mesh", f"node {owner}", f"drain {owner}", f"agent {agent}"):
         if key in situation.holds:
             what = "The whole mesh" if key == "mesh" else key[0].upper() + key[1:]
+            if key.startswith("drain "):
+                return Reason("held", f"Node {owner} is drained {situation.holds[key]}: `relaymesh resume` ends that.")
             return Reason("held", f"{what} was paused {situation.holds[key]}: `relaymesh resume` lets it go on.")
     return Reason("held", "")
 

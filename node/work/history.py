@@ -42,6 +42,8 @@ class Action(enum.StrEnum):
     """The owner obeyed a cancel."""
     SNOOZED = "snoozed"
     """The handler asked to be run again later; it was no attempt."""
+    EXPIRED = "expired"
+    """The owner gave up a step that had not begun in the time that it was given."""
     LOGGED = "logged"
     """The tail of what a handler wrote for people."""
 

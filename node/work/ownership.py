@@ -147,6 +147,8 @@ class Ownership:
         self._offer = offer
         self._timing = timing
         self._linked_sites = linked_sites
+        self._holds = runtime.holds
+        self._holds.on_changed.append(self.on_member_changed)
         self._offers: dict[str, Offer] = {}
         self._releases: dict[str, str | None] = {}
         self._unknown_since: dict[str, float] = {}
@@ -185,7 +187,7 @@ class Ownership:
             elif row.table == "steps" and not row.rank and not row.deleted:
                 owner = row.text("owner")
                 if owner == self._me:
-                    if mine.misses(requirement_of(row)) is not None:
+                    if self._holds.is_draining(self._me) or mine.misses(requirement_of(row)) is not None:
                         self._place_wake.set()
                 elif self._view.owner_state(owner) is not OwnerState.PRESENT:
                     if row.node == owner and not change.local:
@@ -210,11 +212,13 @@ class Ownership:
         """Members able to run the step, in the order in which they should take it.
 
         A dwell window is a preference: a flapping member gets what nobody else can run, since waiting helps nobody.
+        So is a hold of one node, which is to own what waits for its end rather than a node that is gone.
         """
         needs = requirement_of(step)
-        return rendezvous(
-            step.key, able(self._offers_of(self._view.placeable()), needs) or able(self.usable_offers(), needs)
-        )
+        placeable = self._view.placeable()
+        free = [node for node in placeable if not self._holds.is_shunned(node)]
+        able_ones = able(self._offers_of(free), needs) or able(self._offers_of(placeable), needs)
+        return rendezvous(step.key, able_ones or able(self.usable_offers(), needs))
 
     def usable_offers(self) -> list[Offer]:
         """What each usable member brings, this node included, by node id."""
@@ -384,18 +388,24 @@ class Ownership:
         # Only agents that somebody has now: a thousand steps of an absent one must not hide the others.
         agents = sorted({name for offer in self.usable_offers() for name in offer.abilities})
         skip, limit = self._place_skip, 4 * OFFER_BATCH_MAX
-        entries = await self._store.read(lambda reader: unplaceable(reader, agents, limit, skip))
+        draining = self._holds.is_draining(self._me)
+        entries = await self._store.read(lambda reader: unplaceable(reader, agents, limit, skip, draining=draining))
         now = self._env.clock.monotonic()
         by_peer: dict[str, list[tuple[Queued, Row]]] = {}
         for entry in entries:
             step = await self._store.read(partial(_step_of, entry=entry))
             if step is None:
                 continue
-            peers = [node for node in self.candidates(step) if self._offer_waits.free(node, now)]
+            peers = [
+                node
+                for node in self.candidates(step)
+                if self._offer_waits.free(node, now) and not (node != self._me and self._holds.is_shunned(node))
+            ]
             if peers and peers[0] != self._me:
                 by_peer.setdefault(peers[0], []).append((entry, step))
         for peer, chosen in by_peer.items():
-            await self._offer_to(peer, chosen[:OFFER_BATCH_MAX], why="its owner cannot run it")
+            why = "its owner is being drained" if draining else "its owner cannot run it"
+            await self._offer_to(peer, chosen[:OFFER_BATCH_MAX], why=why)
         if len(entries) == limit:
             # The oldest may wait for an absent node: they must not hide what others could do.
             self._place_skip = 0 if by_peer else skip + limit
@@ -426,7 +436,8 @@ class Ownership:
         """A peer asks whether we would own these steps. Accepting binds nobody: ownership moves with the peer's row."""
         request = decode(body, OfferRequest)
         rows = decode_rows(request.rows, limits=CHUNK_LIMITS)
-        usable = 0 if self._leaving or self._runtime.paused else len(rows)
+        held = self._holds.is_shunned(self._me)
+        usable = 0 if self._leaving or self._runtime.paused or held else len(rows)
         accepted = 0
         for row in rows[:usable]:
             row_rules.check_step(row)
@@ -457,9 +468,12 @@ class Ownership:
             return RETRY_S
         # Not for agents without room here: two nodes would pass such a step to and fro for as long as both are full.
         offer, full = self._offer(), self._runtime.full_agents()
-        mine = Offer(node=self._me, abilities=offer.abilities.difference(full), labels=offer.labels)
+        abilities = offer.abilities.difference(full, self._holds.agents())
+        mine = Offer(node=self._me, abilities=abilities, labels=offer.labels)
         now = self._env.clock.monotonic()
-        backlogs = await self._store.read(lambda reader: _backlogs(reader, mine, self._me))
+        now_ms = self._store.physical_ms()
+        backlogs, due_ms = await self._store.read(lambda reader: _backlogs(reader, mine, self._me, now_ms))
+        due_s = float("inf") if due_ms is None else max(ASK_EMPTY_PAUSE_S, (due_ms - now_ms) / 1000)
         again_s = ASK_AGAIN_S
         for owner, _ in backlogs:
             address = self._view.rpc_address(owner)
@@ -476,7 +490,7 @@ class Ownership:
                 log.info("cannot ask %s for work now: %s", owner, error)  # others may have some
             self._ask_waits.until[owner] = self._env.clock.monotonic() + ASK_EMPTY_PAUSE_S
         # Backlogs that nobody gives from: blocked steps, or an owner for which our dwell window has not ended yet.
-        return again_s if backlogs else float("inf")
+        return min(again_s, due_s) if backlogs else due_s
 
     async def _ask(self, owner: str, address: Address, want: int, mine: Offer) -> bool:
         request = AskRequest(want, sorted(mine.abilities), dict(mine.labels))
@@ -575,23 +589,33 @@ def _open_steps_of(reader: Reader, *, owners: list[str], offer: Offer, after: tu
     )
 
 
-def _backlogs(reader: Reader, mine: Offer, me: str) -> list[tuple[str, int]]:
-    """Owners of runnable steps that we could run, longest backlog first, as far as this replica knows."""
+def _backlogs(reader: Reader, mine: Offer, me: str, now_ms: int) -> tuple[list[tuple[str, int]], int | None]:
+    """Owners of runnable steps that we could run, longest backlog first, as far as this replica knows.
+
+    Also when the delay of the next one that waits for that ends, of those which some owner may then have too many of.
+    """
     names = sorted(mine.abilities)
     if not names:
-        return []
+        return [], None
+    others = (
+        f"rank = 0 AND deleted = 0 AND status = 'PENDING' AND owner <> ? AND agent IN ({','.join('?' * len(names))})"
+    )
+    due = "((created_hlc >> 16) + delay_ms)"
+    ((due_ms,),) = reader.sql(
+        f"SELECT min({due}) FROM steps WHERE {others} AND delay_ms > 0 AND {due} > ?", (me, *names, now_ms)
+    )
     found = reader.sql(
-        "SELECT owner, count(*) FROM (SELECT owner FROM steps AS step WHERE rank = 0 AND deleted = 0 "
-        f"AND status = 'PENDING' AND owner <> ? AND agent IN ({','.join('?' * len(names))}) "
+        f"SELECT owner, count(*) FROM (SELECT owner FROM steps AS step WHERE {others} "
+        f"AND (delay_ms IS NULL OR {due} <= ?) "
         # A step that waits for a parent is no backlog; below a dead letter it would be asked for for ever.
         "AND NOT EXISTS (SELECT 1 FROM json_each(step.depends_on) AS needed WHERE NOT EXISTS (SELECT 1 FROM steps "
         "AS parent WHERE parent.namespace = step.namespace AND parent.task_id = step.task_id "
         "AND parent.name = needed.value AND parent.deleted = 0 AND (parent.status = 'SUCCESS' "
         "OR (parent.rank > 0 AND step.on_failure = 'continue')))) LIMIT ?) "
         "GROUP BY owner ORDER BY count(*) DESC, owner",
-        (me, *names, BACKLOG_LOOK_MAX),
+        (me, *names, now_ms, BACKLOG_LOOK_MAX),
     )
-    return [(str(owner), int(count)) for owner, count in found]
+    return [(str(owner), int(count)) for owner, count in found], None if due_ms is None else int(due_ms)
 
 
 def _with_needs(reader: Reader, steps: Iterable[Row]) -> list[Row]:

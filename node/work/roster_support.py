@@ -29,7 +29,7 @@ from node.storage.reader import Reader
 from node.storage.store import Commit, Store
 from node.storage.transaction import Transaction
 from node.work.status import roster_of, tell_roster
-from node.work.work_queue import guarded_entries
+from node.work.work_queue import State, guarded_entries
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +230,9 @@ class RosterSupport:
         self._support.keep_only(wanted)
         self._alone_since = {step: self._alone_since.get(step, now) for step in wanted}
         period_s = self._self_fence_s / ASKS_PER_FENCE
-        self._asked_at = {step: at for step, at in self._asked_at.items() if step in wanted and now - at < period_s}
+        # In the very form in which the pause is computed below: rounded otherwise, a step might be neither due nor
+        # ever become so by a pause of nothing.
+        self._asked_at = {step: at for step, at in self._asked_at.items() if step in wanted and at + period_s - now > 0}
         by_member: dict[str, list[str]] = {}
         for step in [step for step in wanted if step not in self._asked_at]:
             roster = wanted[step]
@@ -413,7 +415,7 @@ def _queued(reader: Reader, *, now_ms: int, limit: int) -> tuple[list[Row], floa
     entries = guarded_entries(reader, now_ms=now_ms, limit=limit)
     steps = [reader.get("steps", entry.namespace, entry.step_id) for entry in entries]
     ((due_ms,),) = reader.sql(
-        "SELECT min(due_ms) FROM queue WHERE runnable = 1 AND guarded = 1 AND due_ms > ?", (now_ms,)
+        f"SELECT min(due_ms) FROM queue WHERE runnable = {State.NOT_DUE} AND guarded = 1 AND due_ms > ?", (now_ms,)
     )
     due_s = float("inf") if due_ms is None else (due_ms - now_ms) / 1000
     return [step for step in steps if step is not None], due_s

@@ -22,6 +22,8 @@ from mesh.support import ROSTER_MAX
 from node.storage.store import Store
 from node.storage.transaction import Hook, Transaction
 from node.work.cron import CRON_CHARS_MAX, ZONE_CHARS_MAX
+from node.work.definition import DELAY_MS_MAX
+from node.work.holds import Scope
 from node.work.schedules import CATCH_UPS, DEFINITION_BYTES_MAX, parse_name
 from node.work.tables import MESH_NAMESPACE, PRIORITIES, TASK_CANCEL_REQUESTED, TASK_OPEN, Status
 
@@ -35,6 +37,8 @@ COUNT_MAX = 1 << 53
 """Of any other whole number: what JSON keeps exactly."""
 
 _COUNTS = ("position", "dependents", "timeout_ms", "max_attempts", "attempt", "retry_delay_ms", "task_generation")
+
+_SPANS = ("delay_ms", "expires_ms")
 
 _names = msgspec.json.Decoder(list[str])
 _labels = msgspec.json.Decoder(dict[str, str])
@@ -51,6 +55,7 @@ def watch(store: Store) -> None:
         "history": _on_history,
         "profiles": _on_profile,
         "schedules": _on_schedule,
+        "holds": _on_hold,
         "cluster": _on_cluster,
     }
     for table, rule in rules.items():
@@ -72,6 +77,9 @@ def check_step(row: Row) -> None:
         raise RecordError(f"priority {row.integer('priority')}")
     for column in _COUNTS:
         if not 0 <= row.integer(column) <= COUNT_MAX:
+            raise RecordError(f"{column} is {row.integer(column)}")
+    for column in _SPANS:
+        if not 0 <= row.integer(column) <= DELAY_MS_MAX:
             raise RecordError(f"{column} is {row.integer(column)}")
     _decoded(_names, row, "depends_on")
     _decoded(_labels, row, "labels")
@@ -130,6 +138,13 @@ def _on_schedule(tx: Transaction, before: Row | None, after: Row) -> None:
         raise RecordError("a definition that is too long")
     if not 0 <= after.integer("from_hlc") <= STAMP_MAX:
         raise RecordError(f"from_hlc is {after.integer('from_hlc')}")
+
+
+def _on_hold(tx: Transaction, before: Row | None, after: Row) -> None:
+    _check_metadata(after)
+    if after.namespace != MESH_NAMESPACE:
+        raise RecordError(f"a hold in namespace {after.namespace}")
+    Scope.parse(after.key)
 
 
 def _on_cluster(tx: Transaction, before: Row | None, after: Row) -> None:

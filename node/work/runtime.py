@@ -27,7 +27,9 @@ from node.env import AgentInfo, Env, Outcome
 from node.storage.store import Commit, Store
 from node.storage.transaction import Transaction
 from node.work import row_rules, transitions
+from node.work.expiry import Expirer
 from node.work.history import Action
+from node.work.holds import Holds, is_node_held
 from node.work.payloads import PayloadMissingError
 from node.work.priorities import PriorityWheel
 from node.work.retries import RetryPolicy
@@ -36,7 +38,7 @@ from node.work.run_lines import AttemptLine
 from node.work.status import step_status
 from node.work.tables import CLUSTER_EPOCH_KEY, Status
 from node.work.transitions import Claimed
-from node.work.work_queue import WorkQueue, next_due_ms, next_entry
+from node.work.work_queue import WorkQueue, next_due_ms, next_entry, ripen
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +117,17 @@ class Runtime:
         self._gate_shut_after: tuple[Origin, int] | None = None
         self.on_idle: Callable[[], None] = lambda: None
         """Called when a slot found nothing to do; ownership sets it, to ask peers for work."""
+        self.holds = Holds(store)
+        self.holds.on_changed.append(self._on_holds)
+        self._expirer = Expirer(
+            env,
+            store,
+            me=me,
+            wait_gate=self._wait_gate,
+            may_write=lambda: self.paused is None,
+            supported=support.supported,
+            may_expire=lambda: queue.has_expiring,
+        )
         self._runs: dict[int, Run] = {}
         """By slot, not by step: a run that is being stopped may meet its step's next one, if the lease came back."""
         self._claims: dict[int, Run] = {}
@@ -132,9 +145,10 @@ class Runtime:
         row_rules.watch(store)  # first: everything below relies on it
         store.watch("steps", self._on_step)
         store.watch("payloads", queue.on_payload)
+        store.watch("holds", queue.on_hold)
         store.watch("tasks", self._on_task)
         store.on_commit(self._on_commit)
-        support.may_start = lambda: self.paused is None and not self._stopping
+        support.may_start = lambda: self._may_start and not self._stopping
         support.guarded_runs = self._guarded_runs
         support.on_gained = self._on_support_gained
         support.on_lapsed = self._on_support_lapsed
@@ -216,6 +230,8 @@ class Runtime:
                 self._stop_run(run, "moved")
         status = step_status(row)
         if row.text("owner") == self._me and status is Status.PENDING:
+            if row.integer("delay_ms"):
+                self._due_changed.set()
             return 1
         if row.text("owner") == self._me and status is Status.RETRYING:
             self._due_changed.set()
@@ -226,8 +242,12 @@ class Runtime:
                 self._commit_unknown.set()
             else:
                 self._strays_found.set()
-        # A parent that ended anywhere may have made several of our steps runnable.
-        return row.integer("dependents") if status.is_terminal else 0
+        if not status.is_terminal or not row.integer("dependents"):
+            return 0
+        # A parent that ended anywhere may have made several of our steps runnable, now or after their delays.
+        if self._queue.has_delayed:
+            self._due_changed.set()
+        return row.integer("dependents")
 
     def _all_runs(self) -> list[Run]:
         return [*self._runs.copy().values(), *self._claims.copy().values(), *self._held]
@@ -270,7 +290,21 @@ class Runtime:
     @property
     def idle_slots(self) -> int:
         """How many slots have nothing to do right now."""
-        return 0 if self._stopping or self.paused else len(self._parked)
+        return len(self._parked) if self._may_start and not self._stopping else 0
+
+    @property
+    def _may_start(self) -> bool:
+        return self.paused is None and self.holds.of_node(self._me) is None
+
+    def why_nothing_starts(self) -> str | None:
+        """What keeps this node from starting anything new, for an operator; None when nothing does."""
+        hold = self.holds.of_node(self._me)
+        return self.paused or (None if hold is None else str(hold))
+
+    def _on_holds(self) -> None:
+        if self._may_start:
+            self._due_changed.set()  # what was held may be due later, too
+            self.wake(self._limits.slots)
 
     def set_retry(self, retry: RetryPolicy) -> None:
         """Judge attempts that end from now on by this, unless their step or agent says otherwise."""
@@ -324,6 +358,7 @@ class Runtime:
 
     def _on_support_gained(self) -> None:
         self._tell_held()
+        self._expirer.look()
         self.wake(self._limits.slots)
 
     def _on_support_lapsed(self, step_id: str) -> None:
@@ -370,6 +405,7 @@ class Runtime:
         async with trio.open_nursery() as watchers:
             watchers.start_soon(self._wake_due_retries)
             watchers.start_soon(self._sweep_orphans)
+            watchers.start_soon(self._expirer.run)
             async with trio.open_nursery() as slots:
                 self._nursery = slots
                 for slot in range(self._limits.slots):
@@ -407,6 +443,9 @@ class Runtime:
 
     def _claim(self, tx: Transaction, *, slot: int) -> Claimed | None:
         self._claims.pop(slot, None)  # of an earlier try, whose commit failed
+        if is_node_held(tx, self._me):
+            return None
+        ripen(tx, now_ms=tx.now_ms)
         while self.paused is None and not self._stopping:
             found = next_entry(
                 tx,
@@ -415,6 +454,8 @@ class Runtime:
                 full_agents=self.full_agents(slot),
                 fresh_after=self._gate_shut_after,
                 supported=self._support.supported(),
+                served=self._wheel.served,
+                aged_until_ms=self._wheel.aged_until_ms(tx.now_ms),
             )
             if found is None:
                 return None
@@ -426,7 +467,7 @@ class Runtime:
                 self._queue.defer(tx, entry.step_id, reference=error.reference)
                 continue
             if claimed is not None:
-                self._wheel.claimed(priority)
+                self._wheel.claimed(priority, entry.namespace)
                 self._claims[slot] = self._new_run(claimed.step, slot)
                 return claimed
         return None

@@ -130,7 +130,7 @@ PROFILES = Table(
 )
 
 HOLDS = Table("holds", Register.LWW, (Column("reason"), Column("actor")), since=6)
-"""While the row is there nothing new starts: key `mesh`, `node NODE-ID` or `agent NAME`; in MESH_NAMESPACE."""
+"""While the row is there nothing new starts: its key is a scope of node/work/holds.py; in MESH_NAMESPACE."""
 
 SCHEDULES = Table(
     "schedules",

@@ -33,7 +33,8 @@ from node.work.replay_choice import choose_failed, choose_from, choose_one
 from node.work.retries import RetryPolicy
 from node.work.status import depends_on, is_partial, step_status
 from node.work.tables import CLUSTER_EPOCH_KEY, MESH_NAMESPACE, TASK_CANCEL_REQUESTED, TASK_OPEN, Status
-from node.work.work_queue import Queued, requirement_of
+from node.work.timing import has_begun
+from node.work.work_queue import Queued, State, requirement_of
 
 ERROR_CHARS_MAX = 2048
 FORGOTTEN_LEASES = 16
@@ -88,7 +89,8 @@ def submit(
 
     The same key and definition again is the same task. The same key with another definition is a ConflictError that
     names the task which has the key; across a cut neither side can know, and then both tasks stay. `members`, of
-    the mesh, are the roster of the steps that wait on a partition; ConfigError when they are too few for that.
+    the mesh, are the roster of the steps that wait on a partition; ConfigError when they are too few for that. Nothing
+    is written when an error is raised.
     """
     task_id = definition.task_id(namespace, key)
     existing = tx.get("tasks", namespace, task_id)
@@ -101,6 +103,7 @@ def submit(
             "use another key, or submit exactly the same definition to get that task"
         )
     roster = check_roster(definition, members)
+    delays_ms = [step.delay_at(tx.now_ms) for step in definition.steps]  # before anything is written: it may refuse
     epoch = cluster_epoch(tx)
     # Over a tombstone the task begins a new generation, the only thing that outranks a deletion.
     generation = existing.generation + 1 if existing is not None else 0
@@ -125,7 +128,19 @@ def submit(
     )
     dependents = definition.dependents()
     for position, step in enumerate(definition.steps):
-        _create_step(tx, namespace, task_id, position, step, dependents[step.name], me, generation, epoch, roster)
+        _create_step(
+            tx,
+            namespace,
+            task_id,
+            position,
+            step,
+            dependents[step.name],
+            me,
+            generation,
+            epoch,
+            roster,
+            delays_ms[position],
+        )
     return Submitted(task_id, False, trace_id)
 
 
@@ -140,6 +155,7 @@ def _create_step(
     task_generation: int,
     epoch: int,
     roster: Sequence[str],
+    delay_ms: int,
 ) -> None:
     key = step_id(task_id, step.name)
     base = tx.get("steps", namespace, key)
@@ -168,6 +184,8 @@ def _create_step(
             "task_generation": task_generation,
             "roster": json.dumps(roster) if step.waits else None,
             "on_failure": "continue" if step.continues else None,
+            "delay_ms": delay_ms or None,
+            "expires_ms": step.expires_ms or None,
             "owner": me,
             **_FRESH,
         },
@@ -567,10 +585,10 @@ def queued_for(
     if not names:
         return []
     found = reader.sql(
-        "SELECT namespace, step_id, agent FROM queue WHERE due_ms <= ? AND awaits IS NULL "
-        f"AND agent IN ({','.join('?' * len(names))}) "
+        f"SELECT namespace, step_id, agent FROM queue WHERE runnable <> {State.HELD} AND due_ms <= ? "
+        f"AND awaits IS NULL AND (expires_ms = 0 OR expires_ms > ?) AND agent IN ({','.join('?' * len(names))}) "
         "ORDER BY priority, enqueued_hlc LIMIT ?",
-        (now_ms, *names, 4 * limit),
+        (now_ms, now_ms, *names, 4 * limit),
     )
     chosen = []
     for row in found:
@@ -647,6 +665,21 @@ def _cancel_step(tx: Transaction, step: Row, me: str, task: Row) -> Row:
     return _end(tx, step, Status.CANCELLED, last_error=f"cancelled: {reason}" if reason else "cancelled")
 
 
+def expire(tx: Transaction, entry: Queued, *, me: str) -> Row | None:
+    """End a waiting step of ours whose time is over, and which never began; None when that is not so any more."""
+    step = tx.get("steps", entry.namespace, entry.step_id)
+    if step is None or step.text("owner") != me or step.rank or step_status(step) is not Status.PENDING:
+        return None
+    if has_begun(step) or not step.integer("expires_ms"):
+        return None
+    if is_deleted(tx, step):
+        tx.execute("DELETE FROM queue WHERE step_id = ?", (entry.step_id,))
+        return None
+    within = f"{step.integer('expires_ms') / 1000:g} s"
+    history.record(tx, step, Action.EXPIRED, node=me, expiresMs=step.integer("expires_ms"))
+    return _end(tx, step, Status.CANCELLED, last_error=f"expired: it did not begin within {within} of its submit")
+
+
 @dataclass(frozen=True, slots=True)
 class Replayed:
     """The steps that begin anew, as they are now, and the names of those that do not, each with the reason."""
@@ -700,7 +733,8 @@ def replay(
                 "steps",
                 namespace,
                 step.key,
-                {**_FRESH, "owner": me, "task_generation": generation},
+                # Whoever replays a step wants it now: neither its delay nor its expiry, of the first submit, count on.
+                {**_FRESH, "delay_ms": None, "expires_ms": None, "owner": me, "task_generation": generation},
                 rank=0,
                 generation=step.generation + 1,
                 lease_epoch=step.lease_epoch + 1,

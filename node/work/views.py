@@ -81,6 +81,8 @@ def step_view(reader: Reader, step: Row, by_name: dict[str, Row]) -> dict[str, A
         "onFailure": "continue" if continues(step) else "block",
         "node": step.text("pin_node") or None,
         "onPartition": "wait" if roster else "takeover",
+        "delayMs": step.integer("delay_ms"),
+        "expiresMs": step.integer("expires_ms"),
         "roster": roster,
         "lostLeases": len(json.loads(step.text("lost_leases") or "[]")),
         "lastError": step.text("last_error") or None,

@@ -6,8 +6,10 @@ look at an index instead of a fold over tasks.
 
 from __future__ import annotations
 
+import enum
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from mesh.ids import Origin
@@ -15,10 +17,29 @@ from mesh.placement import Offer, Requirement
 from mesh.rows import Row
 from node.storage.reader import Reader
 from node.storage.transaction import Transaction
+from node.work.holds import Scope, is_agent_held
+from node.work.priorities import LOW
 from node.work.status import continues, depends_on, is_runnable, step_status
 from node.work.tables import Status
+from node.work.timing import due_ms, expires_at_ms
 
 _WAITING = (Status.PENDING, Status.RETRYING)
+
+
+class State(enum.IntEnum):
+    """What keeps an entry from being claimed, as its column `runnable` says; the first that holds."""
+
+    NOT_HERE = 0
+    """This node cannot run it, and looks for one that can."""
+    READY = 1
+    HELD = 3
+    """Its agent is paused."""
+    NOT_DUE = 2
+    """Its delay is not over, or was not when `ripen` was last called."""
+
+
+RIPEN_MAX = 256
+"""Entries that become ready in one claim: of a hundred thousand that are due at once nobody needs all at once."""
 
 
 class Queued(NamedTuple):
@@ -50,6 +71,9 @@ class WorkQueue:
         self._awaited: set[str] = set()
         self.has_guarded = False
         """Whether a step with a roster was queued here since the process began. Readable from any thread."""
+        self.has_delayed = False
+        self.has_expiring = False
+        """Likewise one that had to wait for its time, and one that may expire."""
 
     def on_step(self, tx: Transaction, before: Row | None, after: Row) -> None:
         """A step's row changed: take it in or out, and look at the steps that wait for it."""
@@ -70,6 +94,23 @@ class WorkQueue:
         """A payload arrived: what waited for it may run."""
         if self.is_awaited(after.key):
             tx.execute("UPDATE queue SET awaits = NULL WHERE awaits = ?", (after.key,))
+
+    def on_hold(self, tx: Transaction, before: Row | None, after: Row) -> None:
+        """A hold began or ended: take what it concerns out of the claims' way, or back in."""
+        scope = Scope.parse(after.key)
+        if scope.kind != "agent":
+            return  # a claim asks for those of its node itself
+        if after.deleted:
+            tx.execute(
+                f"UPDATE queue SET runnable = CASE WHEN due_ms > ? THEN {State.NOT_DUE} ELSE {State.READY} END "
+                f"WHERE runnable = {State.HELD} AND agent = ?",
+                (tx.now_ms, scope.name),
+            )
+        else:
+            tx.execute(
+                f"UPDATE queue SET runnable = {State.HELD} WHERE runnable <> {State.NOT_HERE} AND agent = ?",
+                (scope.name,),
+            )
 
     def is_awaited(self, reference: str) -> bool:
         """Whether a step may have waited for this payload since the process began. Callable from any thread."""
@@ -125,28 +166,47 @@ class WorkQueue:
         return bool(done == len(names))
 
     def _insert(self, tx: Transaction, step: Row) -> None:
-        # A retry's delay is a duration from the write that asked for it, on our own physical clock. A stamp may run
-        # ahead of that, by as much as another clock is wrong, so it tells when the write was only if that is past.
-        due_ms = 0
-        if step_status(step) is Status.RETRYING:
-            due_ms = min(step.hlc >> 16, tx.now_ms) + step.integer("retry_delay_ms")
-        runnable = self._offer().misses(requirement_of(step)) is None
+        due, agent = due_ms(step, tx.now_ms), step.text("agent")
         guarded = bool(step.text("roster"))
         self.has_guarded = self.has_guarded or guarded
+        expires = expires_at_ms(step, tx.now_ms)
+        self.has_delayed = self.has_delayed or due > tx.now_ms
+        self.has_expiring = self.has_expiring or expires > 0
+        # What was submitted with a delay stands behind what was submitted while it lasted.
+        delay_ends_hlc = due << 16 if step.integer("delay_ms") and step_status(step) is Status.PENDING else 0
         tx.execute(
             "INSERT OR REPLACE INTO queue "
-            "(step_id, namespace, agent, priority, runnable, due_ms, enqueued_hlc, guarded) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "(step_id, namespace, agent, priority, runnable, due_ms, enqueued_hlc, guarded, expires_ms) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 step.key,
                 step.namespace,
-                step.text("agent"),
+                agent,
                 step.integer("priority"),
-                int(runnable),
-                due_ms,
-                step.hlc,
+                int(self._state(tx, step, agent, due)),
+                due,
+                max(step.hlc, delay_ends_hlc),
                 int(guarded),
+                expires,
             ),
+        )
+
+    def _state(self, tx: Transaction, step: Row, agent: str, due: int) -> State:
+        if self._offer().misses(requirement_of(step)) is not None:
+            return State.NOT_HERE
+        if is_agent_held(tx, agent):
+            return State.HELD
+        return State.NOT_DUE if due > tx.now_ms else State.READY
+
+
+def ripen(tx: Transaction, *, now_ms: int) -> None:
+    """Make what has become due claimable. A claim finds what is ready without passing by all that is not due yet."""
+    due = f"queue INDEXED BY queue_due WHERE runnable = {State.NOT_DUE} AND due_ms <= ?"
+    if tx.sql(f"SELECT 1 FROM {due} LIMIT 1", (now_ms,)):
+        tx.execute(
+            f"UPDATE queue SET runnable = {State.READY} "
+            f"WHERE step_id IN (SELECT step_id FROM {due} ORDER BY due_ms LIMIT {RIPEN_MAX})",
+            (now_ms,),
         )
 
 
@@ -166,15 +226,21 @@ def next_entry(
     full_agents: Sequence[str],
     fresh_after: tuple[Origin, int] | None,
     supported: Sequence[str] = (),
+    served: Mapping[int, str] = MappingProxyType({}),
+    aged_until_ms: int | None = None,
 ) -> tuple[Queued, int] | None:
-    """The entry that should run next, with its priority; None when none may run now.
+    """The entry that should run next, with its priority; None when none may run now. Call `ripen` before.
+
+    Within a class it is the oldest of the next namespace, in the order of their names, after the one that was `served`
+    last: a namespace with a long backlog costs the others no more than their share. With `aged_until_ms`, the oldest
+    entry of the last class goes before all of that, if it has waited since before then.
 
     `full_agents` have no room. `fresh_after`, when given, admits only steps that this node wrote under that origin,
     after that number: while the gate is shut, everything older may belong to someone else by now. `supported`: the ids
     of guarded steps for which a majority of their roster supports this node; no other guarded step may run.
     """
-    conditions = ["runnable = 1", "priority = ?", "due_ms <= ?", "awaits IS NULL"]
-    extra: list[str | int] = []
+    conditions = ["(expires_ms = 0 OR expires_ms > ?)", "awaits IS NULL"]
+    extra: list[str | int] = [now_ms]
     if full_agents:
         conditions.append(f"agent NOT IN ({','.join('?' * len(full_agents))})")
         extra.extend(full_agents)
@@ -186,24 +252,38 @@ def next_entry(
         )
         origin, seq = fresh_after
         extra.extend((seq, origin.node, origin.incarnation))
-    select = "SELECT namespace, step_id, agent, enqueued_hlc FROM queue WHERE " + " AND ".join(conditions)
-    # Two looks instead of an OR, for which SQLite would read past every guarded step.
-    among = f" AND guarded = 1 AND step_id IN ({','.join('?' * len(supported))})"
-    order = " ORDER BY enqueued_hlc LIMIT 1"
-    for priority in priorities:
-        found = reader.sql(select + " AND guarded = 0" + order, (priority, now_ms, *extra))
-        if supported:
-            found += reader.sql(select + among + order, (priority, now_ms, *extra, *supported))
+    columns = "SELECT namespace, step_id, agent, enqueued_hlc FROM queue"
+    where = f" WHERE runnable = {State.READY} AND " + " AND ".join(conditions)
+    if aged_until_ms is not None and LOW in priorities:
+        aged = f" AND guarded = 0 AND priority = {LOW} AND enqueued_hlc <= ? ORDER BY enqueued_hlc LIMIT 1"
+        found = reader.sql(columns + " INDEXED BY queue_aged" + where + aged, (*extra, aged_until_ms << 16))
         if found:
-            return Queued(*min(found, key=lambda entry: int(entry[3]))[:3]), priority
+            return Queued(*found[0][:3]), LOW
+    order = " ORDER BY namespace, enqueued_hlc LIMIT 1"
+    for priority in priorities:
+        # Several looks instead of an OR, for which SQLite would read past every guarded step, or namespace. The class
+        # is part of the text: compared with a variable, a partial index makes SQLite plan the query anew each time.
+        of_class = columns + where + f" AND priority = {int(priority)}"
+        last = served.get(priority)
+        found = []
+        if last is not None:
+            found = reader.sql(of_class + " AND guarded = 0 AND namespace > ?" + order, (*extra, last))
+        if not found:
+            found = reader.sql(of_class + " AND guarded = 0" + order, extra)
+        if supported:
+            among = f" AND guarded = 1 AND step_id IN ({','.join('?' * len(supported))})"
+            found += reader.sql(of_class + among, (*extra, *supported))
+        if found:
+            first = min(found, key=lambda entry: (str(entry[0]) <= (last or ""), str(entry[0]), int(entry[3])))
+            return Queued(*first[:3]), priority
     return None
 
 
 def guarded_entries(reader: Reader, *, now_ms: int, limit: int) -> list[Queued]:
     """The guarded entries that could run here now but for the support of their rosters, the next ones first."""
     found = reader.sql(
-        "SELECT namespace, step_id, agent FROM queue WHERE runnable = 1 AND guarded = 1 AND due_ms <= ? "
-        "AND awaits IS NULL ORDER BY priority, enqueued_hlc LIMIT ?",
+        f"SELECT namespace, step_id, agent FROM queue WHERE runnable IN ({State.READY}, {State.NOT_DUE}) "
+        "AND guarded = 1 AND due_ms <= ? AND awaits IS NULL ORDER BY priority, enqueued_hlc LIMIT ?",
         (now_ms, limit),
     )
     return [Queued(*row) for row in found]
@@ -211,15 +291,40 @@ def guarded_entries(reader: Reader, *, now_ms: int, limit: int) -> list[Queued]:
 
 def next_due_ms(reader: Reader, after_ms: int) -> int | None:
     """The earliest time after this one at which a delayed step becomes due; None when none waits."""
-    ((due,),) = reader.sql("SELECT min(due_ms) FROM queue WHERE runnable = 1 AND due_ms > ?", (after_ms,))
+    found = f"SELECT min(due_ms) FROM queue WHERE runnable = {State.NOT_DUE} AND due_ms > ?"
+    ((due,),) = reader.sql(found, (after_ms,))
     return None if due is None else int(due)
 
 
-def unplaceable(reader: Reader, agents: Sequence[str], limit: int, skip: int = 0) -> list[Queued]:
-    """Entries of these agents that this node owns but cannot run, oldest first, without the first `skip`."""
+def expired_entries(reader: Reader, *, now_ms: int, limit: int, supported: Sequence[str] = ()) -> list[Queued]:
+    """Entries that waited for too long, the longest first; with a roster only those that are among the `supported`."""
+    among = f"(guarded = 0 OR step_id IN ({','.join('?' * len(supported))}))" if supported else "guarded = 0"
     found = reader.sql(
-        f"SELECT namespace, step_id, agent FROM queue WHERE runnable = 0 AND agent IN ({','.join('?' * len(agents))}) "
-        "ORDER BY enqueued_hlc LIMIT ? OFFSET ?",
+        "SELECT namespace, step_id, agent FROM queue WHERE expires_ms <> 0 AND expires_ms <= ? "
+        f"AND {among} ORDER BY expires_ms LIMIT ?",
+        (now_ms, *supported, limit),
+    )
+    return [Queued(*row) for row in found]
+
+
+def next_expiry_ms(reader: Reader, after_ms: int) -> int | None:
+    """The earliest time after this one at which an entry expires; None when none does."""
+    found = "SELECT min(expires_ms) FROM queue WHERE expires_ms <> 0 AND expires_ms > ?"
+    ((expires,),) = reader.sql(found, (after_ms,))
+    return None if expires is None else int(expires)
+
+
+def unplaceable(
+    reader: Reader, agents: Sequence[str], limit: int, skip: int = 0, *, draining: bool = False
+) -> list[Queued]:
+    """Entries of these agents that this node owns but cannot run, oldest first, without the first `skip`.
+
+    While `draining`, all that it owns.
+    """
+    states = tuple(State) if draining else (State.NOT_HERE,)
+    found = reader.sql(
+        f"SELECT namespace, step_id, agent FROM queue WHERE runnable IN ({','.join(str(int(s)) for s in states)}) "
+        f"AND agent IN ({','.join('?' * len(agents))}) ORDER BY enqueued_hlc LIMIT ? OFFSET ?",
         (*agents, limit, skip),
     )
     return [Queued(*row) for row in found]

@@ -21,6 +21,7 @@ AT_SEED = {
     "quarantine-of-lifecycle-rows": 3,
     "refutation-without-incarnation": 3,
     "dead-letter-too-early": 1,
+    "hold-of-a-node-ignored": 11,
 }
 """What an early seed of the swarm catches: a sample for every test run. `chaos mutants --catch` tries all."""
 

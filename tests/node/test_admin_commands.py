@@ -386,13 +386,15 @@ async def test_admission_refuses_with_the_way_out(world, autojump_clock):
     a = await start(world, submit_rate_limit_per_min=3, min_free_disk_bytes=1000)
     for _ in range(3):
         await a.submit()
-    with pytest.raises(UnavailableError, match=r"submitRateLimitPerMin.*try again in"):
+    with pytest.raises(UnavailableError, match=r"submitRateLimitPerMin.*try again in") as refused:
         await a.submit()
+    assert 0 < refused.value.retry_after_ms <= 60_001
     await trio.sleep(60)
     await a.submit()
     a.disk.free = 10
-    with pytest.raises(UnavailableError, match=r"disk_pressure.*another peer"):
+    with pytest.raises(UnavailableError, match=r"disk_pressure.*another peer") as refused:
         await a.submit()
+    assert refused.value.retry_after_ms is None
 
 
 async def test_a_queue_that_is_deep_enough_takes_no_more(world, autojump_clock):

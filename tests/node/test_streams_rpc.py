@@ -612,6 +612,13 @@ def test_messages_are_plain_msgpack_arrays():
     assert decode(rpc_messages.encode(rpc_messages.Part(b"x"))) == ["part", b"x"]
     assert decode(rpc_messages.encode(rpc_messages.End(b"x"))) == ["end", b"x"]
     assert decode(rpc_messages.encode(rpc_messages.Error("busy", "later"))) == ["error", "busy", "later"]
+    told = rpc_messages.encode(rpc_messages.Error("unavailable", "later", 250))
+    assert decode(told) == ["error", "unavailable", "later", 250]
+    reply = rpc_messages.decode_reply(told)
+    assert isinstance(reply, rpc_messages.Error)
+    refused = reply.exception()
+    assert isinstance(refused, UnavailableError)
+    assert (str(refused), refused.retry_after_ms) == ("later", 250)
     assert decode(rpc_messages.encode(rpc_messages.Tick())) == ["tick"]
 
 

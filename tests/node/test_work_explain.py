@@ -270,7 +270,10 @@ def test_what_is_due_later_says_when_as_this_clock_counts():
 @pytest.mark.parametrize("key", ["mesh", "node a", "drain a", "agent echo"])
 def test_a_hold_on_the_step_its_owner_or_its_agent_is_named(key):
     text = not_yet(a_step(), holds={key: "by olga (release)"})
-    assert text.endswith("was paused by olga (release): `relaymesh resume` lets it go on.")
+    if key == "drain a":
+        assert text == "Node a is drained by olga (release): `relaymesh resume` ends that."
+    else:
+        assert text.endswith("was paused by olga (release): `relaymesh resume` lets it go on.")
     assert codes(a_step(), holds={"node b": "", "agent other": ""}) == ["slots"]
 
 

@@ -53,6 +53,7 @@ class Entry(NamedTuple):
     runnable: int
     due_ms: int
     enqueued_hlc: int
+    expires_ms: int
 
 
 class Desk:
@@ -66,6 +67,7 @@ class Desk:
         self.rng = random.Random(1)
         self.queue = WorkQueue(me, lambda: Offer(node=me, abilities=self.abilities))
         store.watch("steps", self.queue.on_step)
+        store.watch("holds", self.queue.on_hold)
 
     async def write(self, fn: Callable[[Transaction], T]) -> T:
         return await self.store.write(fn)
