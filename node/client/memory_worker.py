@@ -39,7 +39,7 @@ from node.work.retries import RetryPolicy
 from node.work.tables import Status
 from node.work.transitions import Claimed, existing_task, task_steps
 from node.work.views import task_view, watched_view
-from node.work.work_queue import WorkQueue, next_due_ms, next_entry, ripen
+from node.work.work_queue import WorkQueue, expired_entries, next_due_ms, next_entry, ripen
 
 T = TypeVar("T")
 
@@ -48,6 +48,7 @@ RESULT_BYTES_MAX = 10 * 1024 * 1024
 TIMEOUT_S = 60.0
 """What a handler is told; in memory nobody ends it."""
 _LIFE = 1
+_EXPIRED_MAX = 1_000
 
 
 class _Anywhere(Offer):
@@ -175,6 +176,8 @@ class MemoryWorker:
 
         With `until_ms`, only one that is due by then.
         """
+        if self.store.write(self._expire):
+            return True
         claimed = self.store.write(self._claim)
         if claimed is None:
             due_ms = self.store.read(partial(next_due_ms, after_ms=self.store.now_ms))
@@ -189,6 +192,10 @@ class MemoryWorker:
             lambda tx: transitions.finish(tx, step, outcome, me=NODE_ID, policy=policy, rng=self._rng, reopen=False)
         )
         return True
+
+    def _expire(self, tx: Transaction) -> int:
+        found = expired_entries(tx, now_ms=tx.now_ms, limit=_EXPIRED_MAX)
+        return sum(transitions.expire(tx, entry, me=NODE_ID) is not None for entry in found)
 
     def _claim(self, tx: Transaction) -> Claimed | None:
         ripen(tx, now_ms=tx.now_ms)

@@ -24,6 +24,10 @@ class RunOptions(TypedDict, total=False):
     """Longest run of one attempt, in seconds, at most 7 days. 0, the default: what the agent or the node says."""
     max_attempts: int
     """Runs before the step becomes a dead letter, at most 1000. 0, the default: what the agent or the node says."""
+    delay_s: float
+    """Start so many seconds after the submit at the earliest, at most 366 days."""
+    expires_s: float
+    """What has not begun so many seconds after the submit never begins, and ends CANCELLED. 0, the default: never."""
     on_partition: OnPartition
     """`takeover`, the default: at least once, on both sides of a cut if need be. `wait`: never in two places at
     once, even if that means not at all; it needs a mesh of 3 members."""
@@ -74,6 +78,8 @@ _ARGUMENTS = {
     "node": "node",
     "labels": "labels",
     "timeout_s": "timeoutMs",
+    "delay_s": "delayMs",
+    "expires_s": "expiresMs",
     "max_attempts": "maxAttempts",
     "on_partition": "onPartition",
     "on_failure": "onFailure",
@@ -92,8 +98,9 @@ def arguments(options: Mapping[str, Any], allowed: type) -> dict[str, Any]:
         if name not in known:
             raise TypeError(f"unknown option {name!r}: the options are {', '.join(known)}")
     given = {name: value for name, value in options.items() if value is not None}
-    if "timeout_s" in given:
-        given["timeout_s"] = _milliseconds("timeout_s", given["timeout_s"])
+    for name in ("timeout_s", "delay_s", "expires_s"):
+        if name in given:
+            given[name] = _milliseconds(name, given[name])
     if "labels" in given:
         given["labels"] = dict(given["labels"])
     return {_ARGUMENTS[name]: value for name, value in given.items()}

@@ -377,3 +377,19 @@ def test_a_handler_in_memory_keeps_checkpoints_and_snoozes():
 
     assert Mesh.memory().submit(keeps_its_place).result() == "done"
     assert seen == [(1, None, False), (2, {"page": 1}, False), (2, {"page": 2}, False)]
+
+
+def test_a_delay_passes_in_no_time():
+    began = time.monotonic()
+    assert Mesh.memory().submit("echo", "late", delay_s=7 * 24 * 3600).result() == "late"
+    assert time.monotonic() - began < 60
+
+
+def test_what_expires_before_its_turn_never_begins():
+    handler, _ = flaky(1, base_ms=3_600_000, max_ms=3_600_000)
+    wf = Workflow("nightly")
+    wf.step("echo", "x", id="after", parents=[wf.step(handler)], expires_s=1)
+    task = Mesh.memory().submit_workflow(wf)
+    assert task.wait() == "CANCELLED"
+    with pytest.raises(TaskCancelled, match="did not begin within 1 s"):
+        task.result()
