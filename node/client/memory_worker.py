@@ -172,7 +172,7 @@ class MemoryWorker:
     # --- run ---
 
     def run_next(self, until_ms: int | None) -> bool:
-        """Run one attempt, after the wait for it has passed on the virtual clock; False when there is none to run.
+        """End what has expired, or run one attempt after the wait for it; False when there is nothing to do.
 
         With `until_ms`, only one that is due by then.
         """
