@@ -151,7 +151,7 @@ class RingInstalled(Seen):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RingAccepted(Seen):
-    """A node took the operator's next key ring in. `active` are those whom it held for ALIVE or SUSPECT."""
+    """A node took the operator's next key ring in. `active`: whom it held for ALIVE or SUSPECT when it decided."""
 
     number: int
     primary: str
@@ -170,7 +170,7 @@ class CaListInstalled(Seen):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaListAccepted(Seen):
-    """A node took the operator's next list of CAs in. `active` are those whom it held for ALIVE or SUSPECT."""
+    """A node took the operator's next list of CAs in. `active`: whom it held for ALIVE or SUSPECT when it decided."""
 
     number: int
     signing: str

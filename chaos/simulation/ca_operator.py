@@ -124,14 +124,13 @@ class CaOperator:
             self.authority.trust(authorities.trusted, [each.certificate for each in authorities.reissued])
 
     def _tell(self, host: Host, answer: Mapping[str, Any], following: Authorities) -> None:
-        active = [each["nodeId"] for each in answer["members"] if each["status"] in ("ALIVE", "SUSPECT")]
         self._world.tell(
             CaListAccepted(
                 at_ms=self._world.now_ms(),
                 host=host.name,
                 number=following.number,
                 signing=following.signing.name,
-                active=tuple(active),
+                active=tuple(answer["countedMembers"]),
                 added=cas.only_added(self.authorities, following),
             )
         )

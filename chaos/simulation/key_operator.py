@@ -75,7 +75,6 @@ class KeyOperator:
             self._ring, self._said = ring, said
 
     def _tell(self, host: Host, answer: Mapping[str, Any]) -> None:
-        active = [each["nodeId"] for each in answer["members"] if each["status"] in ("ALIVE", "SUSPECT")]
         grown = len(answer["keys"]) > len(self._ring.keys())
         self._world.tell(
             RingAccepted(
@@ -83,7 +82,7 @@ class KeyOperator:
                 host=host.name,
                 number=answer["ring"],
                 primary=next(key["keyId"] for key in answer["keys"] if key["state"] == "primary"),
-                active=tuple(active),
+                active=tuple(answer["countedMembers"]),
                 grown=grown,
             )
         )

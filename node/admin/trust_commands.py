@@ -70,8 +70,13 @@ class TrustCommands:
         statement = args.payload("statement")
         others = self._node.gossip.members.active_others()
         self._node.trust.check_next_ring(statement, others, force=args.raw("force") is True)
+        counted = self._counted()
         await self._node.trust.accept(statement, b"")
-        return await self._keys(args)
+        return {**await self._keys(args), "countedMembers": counted}
+
+    def _counted(self) -> list[str]:
+        """Those who have to be ready for what is accepted now. Who returns while it is stored does not count."""
+        return [member.node_id for member in self._node.gossip.members.all() if member.active]
 
     # --- revocations ---
 
@@ -143,8 +148,9 @@ class TrustCommands:
         )
         others = [member for member in node.gossip.members.all() if member is not node.gossip.members.own]
         node.trust.check_next_authorities(said, others, force=args.raw("force") is True)
+        counted = self._counted()
         await node.trust.accept(said.ring, said.revocations, said.authorities)
-        return await self._cas(args)
+        return {**await self._cas(args), "countedMembers": counted}
 
     # --- TLS ---
 
