@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from node.agents import api
 from node.agents.api import Context, Fail
 from node.agents.scripts import read_scripts
+from node.client.mesh import Mesh
 from node.config import _parser
 from node.work.definition import Limits, parse_workflow
 from tools.cli import app
@@ -30,13 +32,37 @@ def block(language: str, holds: str) -> str:
 def test_the_python_agent_does_what_it_says(monkeypatch, capsys):
     monkeypatch.setattr(api, "registered", {})
     names: dict = {}
-    exec(compile(block("python", "@agent"), "agents.py", "exec"), names)
+    exec(compile(block("python", '@agent("word-count"'), "agents.py", "exec"), names)
 
     assert names["word_count"](Context(attempt=2), "one two three") == {"words": 3}
     assert capsys.readouterr().err == "attempt 2\n"
     with pytest.raises(Fail, match="nothing to count"):
         names["word_count"](Context(), "")
     assert list(api.registered) == ["word-count"]
+
+
+def test_the_agent_that_keeps_its_place_does_what_it_says(monkeypatch):
+    monkeypatch.setattr(api, "registered", {})
+    names: dict = {}
+    exec(compile(block("python", '@agent("import-pages"'), "agents.py", "exec"), names)
+
+    mesh = Mesh.memory()
+    assert mesh.submit(names["import_pages"], 3).result() == {"pages": 3, "from": 0}
+    assert names["import_pages"](Context(saved=2), 3) == {"pages": 3, "from": 2}
+
+
+def test_the_client_submits_what_the_page_says(monkeypatch, capsys):
+    monkeypatch.setattr(api, "registered", {})
+    names: dict = {}
+    exec(compile(block("python", '@agent("word-count"'), "agents.py", "exec"), names)
+    for name in ("download", "merge"):
+        api.agent(name)(str.upper)
+    monkeypatch.setattr("relaymesh.Client", lambda root: contextlib.nullcontext(Mesh.memory()))
+    exec(compile(block("python", "Client(root="), "client.py", "exec"), {})
+
+    first, *steps = capsys.readouterr().out.replace("attempt 1\n", "").splitlines()
+    assert first == "{'words': 3}"
+    assert steps[-1] == "merge SUCCESS"
 
 
 def test_the_script_agent_is_one(tmp_path):
