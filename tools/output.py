@@ -145,6 +145,11 @@ def format_cell(key: str, value: Any, *, now_ms: float) -> str:
     return str(value)
 
 
+def format_progress(progress: Mapping[str, Any] | None) -> str:
+    """How far a running step said it is: `42 % page 5`; nothing where it has said nothing."""
+    return f"{progress['fraction']:.0%} {progress['text']}".replace("%", " %", 1).rstrip() if progress else ""
+
+
 def _format_number(key: str, value: float, now_ms: float) -> str:
     if key.endswith(_TIME_ENDINGS):
         return format_age(value, now_ms=now_ms) if value else "-"

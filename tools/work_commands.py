@@ -14,7 +14,7 @@ import typer
 
 from mesh.errors import ConfigError
 from tools.durations import DURATION_MS_MAX, format_duration, parse_date_ms, parse_duration_ms
-from tools.output import escape, print_json
+from tools.output import escape, format_progress, print_json
 from tools.session import EXIT_NEGATIVE, EXIT_OK, Command, Session, command
 from tools.story import print_explanation, print_logs
 
@@ -48,6 +48,7 @@ _STEP_COLUMNS = (
     "owner",
     "leaseEpoch",
     "attempt",
+    "progress",
     "dependsOn",
     "updatedAtMs",
     "lastError",
@@ -162,7 +163,7 @@ def _submit_workflow(
 
 def _task(session: Session, task_id: TaskId) -> int:
     """Show one task with its steps."""
-    session.show(session.ask("task", taskId=task_id), columns=_STEP_COLUMNS)
+    _show_task(session, session.ask("task", taskId=task_id))
     return EXIT_OK
 
 
@@ -193,7 +194,7 @@ def _workflow(
         return _watch_workflow(session, task_id)
     view = session.ask("workflow", taskId=task_id)
     if session.json or not sys.stdout.isatty():
-        session.show(view, columns=_STEP_COLUMNS)
+        _show_task(session, view)
         return EXIT_OK
     from tools.workflow_watch import print_workflow  # draws with rich
 
@@ -375,11 +376,18 @@ def _replicas_met(replicated: Any, replicas: int) -> bool:
 
 def _wait_and_show(session: Session, task_id: str, timeout_ms: int) -> int:
     task = _wait_for(session, task_id, timeout_ms)
-    session.show(task, columns=_STEP_COLUMNS)
+    _show_task(session, task)
     if task["status"] == "SUCCESS":
         return EXIT_OK
     _complain_about(task, task_id)
     return EXIT_NEGATIVE
+
+
+def _show_task(session: Session, answer: dict[str, Any]) -> None:
+    if not session.json and "steps" in answer:
+        steps = [{**step, "progress": format_progress(step.get("progress"))} for step in answer["steps"]]
+        answer = {**answer, "steps": steps}
+    session.show(answer, columns=_STEP_COLUMNS)
 
 
 def _wait_for(session: Session, task_id: str, timeout_ms: int) -> dict[str, Any]:

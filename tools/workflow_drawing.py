@@ -13,7 +13,7 @@ from typing import Any
 from rich.text import Text
 
 from tools.durations import format_duration
-from tools.output import escape
+from tools.output import escape, format_progress
 
 _MARKS = {"SUCCESS": "x", "RUNNING": ">", "RETRYING": "~", "DEAD_LETTER": "!", "CANCELLED": "-", "PENDING": " "}
 _STYLES = {"SUCCESS": "green", "RUNNING": "cyan", "RETRYING": "yellow", "DEAD_LETTER": "red", "CANCELLED": "dim"}
@@ -95,6 +95,8 @@ def _step_line(step: Step, now_ms: float, name_width: int, node_width: int) -> T
     if ran:
         end_ms = now_ms if status == "RUNNING" else step["updatedAtMs"]
         line.append(f"try {step['attempt']}  {format_duration(max(0, end_ms - step['claimedAtMs'])):>7}")
+    if status == "RUNNING" and step.get("progress"):
+        line.append(f"  {escape(format_progress(step['progress']))}")
     parents = [escape(parent) for parent in step["dependsOn"]]
     if parents:
         more = len(parents) - PARENTS_SHOWN_MAX

@@ -226,6 +226,14 @@ def test_questions_carry_their_options_and_show_the_answer(fake_node, relaymesh,
     assert "PENDING" in ran.out
 
 
+def test_a_task_shows_how_far_its_running_step_is(fake_node, relaymesh):
+    step = {"name": "s", "status": "RUNNING", "progress": {"fraction": 0.416, "text": "page 5 of 12", "atMs": 1}}
+    fake_node.answers["task"] = {"taskId": "t", "status": "RUNNING", "steps": [step]}
+
+    assert "42 % page 5 of 12" in relaymesh("--root", fake_node.root, "task", "t").out
+    assert relaymesh("--root", fake_node.root, "task", "t", "--json").json["steps"] == [step]
+
+
 def test_a_refusal_of_the_node_is_one_line_and_its_class_the_exit_code(fake_node, relaymesh):
     fake_node.answers["task"] = NotFoundError("task t is not known here")
     fake_node.answers["submit"] = ConflictError("key k belongs to task tsk_2 with another definition")

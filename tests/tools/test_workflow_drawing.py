@@ -78,6 +78,8 @@ def test_a_small_workflow_is_told_step_by_step():
         "  [ ] merge  PENDING      node-a    waits for north, south",
     ]
     assert drawn(*DIAMOND, status="DEAD_LETTER")[0].endswith("done, 30s")
+    busy = {**step("a", "RUNNING"), "progress": {"fraction": 0.416, "text": "page 5", "atMs": 1}}
+    assert drawn(busy, width=120)[2].endswith("  42 % page 5")
 
 
 def wide(levels: int = 10, across: int = 200) -> list[dict[str, Any]]:
