@@ -10,6 +10,7 @@ from mesh.errors import ConfigError
 DURATION_MS_MAX = 366 * 24 * 3600 * 1000
 
 _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_EPOCH_MS = re.compile(r"[0-9]{12,15}")  # from 1973 on
 _DURATION = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,3}))?(ms|s|m|h|d)")
 
 
@@ -30,12 +31,13 @@ def parse_duration_ms(text: str, *, option: str) -> int:
 
 
 def parse_date_ms(text: str, *, option: str) -> int:
-    """Milliseconds since 1970 of an ISO 8601 date and time, or of such a number itself.
+    """Milliseconds since 1970 of an ISO 8601 date and time, or of such a number itself, of 12 to 15 digits.
 
-    A date without an offset is meant by the clock of this host's zone. ConfigError naming `option` for anything else.
+    A date without an offset is meant by the clock of this host's zone. ConfigError naming `option` for anything else:
+    a shorter number is a date like 20261125, or seconds since 1970, which as milliseconds would be long past.
     """
     stripped = text.strip()
-    if stripped.isascii() and stripped.isdigit() and len(stripped) <= 15:
+    if _EPOCH_MS.fullmatch(stripped):
         return int(stripped)
     try:
         at_ms = int(datetime.fromisoformat(stripped).timestamp() * 1000)

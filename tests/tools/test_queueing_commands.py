@@ -30,7 +30,9 @@ def test_submit_sends_times_as_milliseconds(fake_node, relaymesh):
 def test_dates_are_iso_8601_or_milliseconds():
     assert parse_date_ms("1795626000000", option="x") == 1_795_626_000_000
     assert parse_date_ms("2026-11-25T17:00Z", option="x") == 1_795_626_000_000
-    for text in ("", "25.11.2026", "-5", "1e3", "9" * 16, "0001-01-01T00:00"):
+    assert parse_date_ms("20261125", option="x") == parse_date_ms("2026-11-25", option="x")
+    seconds = "1795626000"  # as milliseconds they would be long past, and the work would start at once
+    for text in ("", "25.11.2026", "-5", "1e3", "9" * 16, "0001-01-01T00:00", "2026", seconds):
         with pytest.raises(ConfigError, match="is not a date"):
             parse_date_ms(text, option="x")
 
