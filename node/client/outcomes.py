@@ -46,7 +46,8 @@ class TaskCancelled(RelayMeshError):  # noqa: N818
     """
 
     def __init__(self, task_id: str, reason: str) -> None:
-        super().__init__(f"task {task_id} was cancelled: {reason}")
+        was = reason if reason.startswith("cancelled") else f"cancelled: {reason}"
+        super().__init__(f"task {task_id} was {was}")
         self.task_id = task_id
         self.reason = reason
 

@@ -7,6 +7,7 @@ side of a cut) it says.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -177,7 +178,7 @@ def summarise(step: Row, by_name: Mapping[str, Row], events: Sequence[Row], situ
             return f"It is a dead letter: {step.text('last_error')}. Mend the cause, then `relaymesh replay`.{twice}"
         case Status.CANCELLED:
             last_error = step.text("last_error")
-            was = "It " if last_error.startswith("expired") else "It was cancelled: "
+            was = {"expired": "It ", "cancelled": "It was "}.get(re.split("[: ]", last_error)[0], "It was cancelled: ")
             return f"{was}{last_error}.{twice}"
         case Status.RUNNING:
             return f"{owner} runs it now (attempt {step.integer('attempt')}, epoch {step.lease_epoch}).{twice}" + (
@@ -273,8 +274,10 @@ def _held(step: Row, situation: Situation) -> Reason:
         if key in situation.holds:
             what = "The whole mesh" if key == "mesh" else key[0].upper() + key[1:]
             if key.startswith("drain "):
-                return Reason("held", f"Node {owner} is drained {situation.holds[key]}: `relaymesh resume` ends that.")
-            return Reason("held", f"{what} was paused {situation.holds[key]}: `relaymesh resume` lets it go on.")
+                resume = f"`relaymesh resume --node {owner}`"
+                return Reason("held", f"Node {owner} is drained {situation.holds[key]}: {resume} ends that.")
+            resume = f"`relaymesh resume --{key}`"  # a scope's key and the option that names it are alike
+            return Reason("held", f"{what} was paused {situation.holds[key]}: {resume} lets it go on.")
     return Reason("held", "")
 
 

@@ -103,7 +103,7 @@ def test_ended_steps_say_how():
     assert summary(a_step(Status.SUCCESS)) == "a ran it and its result was accepted."
     dead = a_step(Status.DEAD_LETTER, last_error="no luck")
     assert summary(dead) == "It is a dead letter: no luck. Mend the cause, then `relaymesh replay`."
-    assert summary(a_step(Status.CANCELLED, last_error="cancelled: why")) == "It was cancelled: cancelled: why."
+    assert summary(a_step(Status.CANCELLED, last_error="cancelled: why")) == "It was cancelled: why."
 
 
 def test_a_running_step_names_its_owner_and_its_owners_trouble():
@@ -271,9 +271,9 @@ def test_what_is_due_later_says_when_as_this_clock_counts():
 def test_a_hold_on_the_step_its_owner_or_its_agent_is_named(key):
     text = not_yet(a_step(), holds={key: "by olga (release)"})
     if key == "drain a":
-        assert text == "Node a is drained by olga (release): `relaymesh resume` ends that."
+        assert text == "Node a is drained by olga (release): `relaymesh resume --node a` ends that."
     else:
-        assert text.endswith("was paused by olga (release): `relaymesh resume` lets it go on.")
+        assert text.endswith(f"was paused by olga (release): `relaymesh resume --{key}` lets it go on.")
     assert codes(a_step(), holds={"node b": "", "agent other": ""}) == ["slots"]
 
 
