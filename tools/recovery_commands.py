@@ -27,6 +27,7 @@ CauseOption = Annotated[Cause | None, typer.Option("--cause", help="Only dead le
 
 _DEAD_COLUMNS = ("taskId", "step", "agentId", "cause", "attempts", "diedAtMs", "lastError")
 _EVENT_COLUMNS = ("occurredAtMs", "action", "nodeId", "taskId", "stepId", "details")
+_REPORT_COLUMNS = (*_EVENT_COLUMNS, "events")
 _BATCH_COLUMNS = ("taskId", "replayed", "steps", "message")
 
 
@@ -222,7 +223,7 @@ def _lease_report(
         check_free(out, force=force)
     report = session.ask("lease-report", hours=hours, limit=limit)
     if out is None:
-        session.show(report, columns=_EVENT_COLUMNS)
+        session.show(report, columns=_REPORT_COLUMNS)
         return EXIT_OK
     write_document(out, report, {}, force=force)
     session.show({"generated": True, "path": str(out), "rows": report["rows"], "more": report["more"]})

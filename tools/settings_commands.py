@@ -8,7 +8,7 @@ import typer
 
 from tools.session import EXIT_OK, Command, Session, command
 
-_HISTORY_COLUMNS = ("timestamp", "result", "source", "changedFields", "message")
+_HISTORY_COLUMNS = ("reloadedAtMs", "result", "source", "changedFields", "message")
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +41,10 @@ def _settings_history(
     Names of settings only, never values, as the asked node alone knows them: its last 100 reloads that changed or
     refused something.
     """
-    session.show(session.ask("settings-history", limit=limit), columns=_HISTORY_COLUMNS)
+    history = session.ask("settings-history", limit=limit)
+    if not session.json:
+        history = [{"reloadedAtMs": reload["timestamp"], **reload} for reload in history]
+    session.show(history, columns=_HISTORY_COLUMNS)
     return EXIT_OK
 
 

@@ -122,6 +122,10 @@ def test_a_lease_report_is_printed_or_written(fake_node, relaymesh, tmp_path):
     assert json.loads(out.read_text()) == report
     assert fake_node.calls[-1]["args"] == {"hours": 2, "limit": 9}
 
+    report |= {"top_steps": [{"stepId": "s7", "events": 41}], "top_workers": [{"nodeId": "a", "events": 42}]}
+    shown = relaymesh("--root", fake_node.root, "lease-report").out
+    assert [line.split() for line in shown.splitlines() if line.startswith(("s7", "a "))] == [["s7", "41"], ["a", "42"]]
+
 
 def test_dead_letters_are_listed_for_people_without_what_only_programs_need(fake_node, relaymesh):
     fake_node.answers["dead"] = {"dead": [letter(0)], "byCause": {"timeout": 1}, "next": [7, "s0"]}
