@@ -37,7 +37,7 @@ def _pause(
     mesh: MeshOption = False,
     reason: ReasonOption = None,
 ) -> int:
-    """Start nothing new of an agent, a node, or the mesh.
+    """Start nothing new, of an agent, node or mesh.
 
     What runs goes on, and submits are accepted. Every node that hears of it obeys, also after a restart: within seconds
     in a mesh whose members hear each other, and beyond a cut when it heals. What waits at a paused node may still be
@@ -66,7 +66,7 @@ def _resume(session: Session, agent: AgentOption = None, node: NodeOption = None
 
 
 def _holds(session: Session) -> int:
-    """List what is paused or drained, since when and why."""
+    """List what is paused or drained, and why."""
     session.show(session.ask("holds"), columns=_COLUMNS)
     return EXIT_OK
 

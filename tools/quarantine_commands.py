@@ -12,7 +12,7 @@ from tools.session import EXIT_NEGATIVE, EXIT_OK, Command, Session, command
 quarantine_app = typer.Typer(
     name="quarantine",
     help="Look at rows that were put aside.",
-    no_args_is_help=True,
+    no_args_is_help=False,
     rich_markup_mode=None,
 )
 

@@ -16,7 +16,7 @@ from tools.work_commands import read_workflow
 schedule_app = typer.Typer(
     name="schedule",
     help="Have work submitted by the clock.",
-    no_args_is_help=True,
+    no_args_is_help=False,
     rich_markup_mode=None,
 )
 
@@ -97,7 +97,7 @@ def _list(session: Session) -> int:
 
 
 def _show(session: Session, name: ScheduleName) -> int:
-    """Show one schedule, what it submits, and what became of its latest slots.
+    """Show a schedule, what it submits, and its latest slots.
 
     \b
     Example: relaymesh --root data schedule show nightly

@@ -26,6 +26,13 @@ def test_add_sends_one_step_for_an_agent(fake_node, relaymesh):
     }
 
 
+def test_a_group_without_a_command_says_so_in_one_line(relaymesh):
+    for group in ("schedule", "quarantine"):
+        ran = relaymesh(group)
+        assert (ran.code, ran.out) == (2, "")
+        assert ran.err == f"relaymesh: Missing command; see `relaymesh {group} --help`\n"
+
+
 def test_add_sends_a_workflow_as_it_is_and_says_that_it_replaces(fake_node, relaymesh, tmp_path):
     fake_node.answers["schedule-add"] = STORED
     file = tmp_path / "workflow.json"
