@@ -105,7 +105,9 @@ class SettingsReload:
                 settings = settings_from(file.content, self.source_path, self._environ)
             except ConfigError as error:
                 await self._remember(source, None, [], f"refused, the old settings stay: {error}")
-                raise ConfigError(f"{error}. The old settings stay in force") from None
+                raise ConfigError(
+                    f"{error}{'' if str(error).endswith('?') else '.'} The old settings stay in force"
+                ) from None
             changed = changed_keys(self._in_file, settings)
             self._in_file = settings
             in_force = with_keys_of(self._node.spec.settings, settings, [*LIVE, *WITHOUT_EFFECT])

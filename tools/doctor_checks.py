@@ -254,9 +254,7 @@ def check_dead_letters(answers: Answers) -> Finding:
         return Finding("ok", f"none in the last {span}")
     count, first = sum(each["count"] for each in lately), lately[0]
     found = f"{count} in the last {span}; most often {first['agentId']}: {first['error']}"
-    return Finding(
-        "warn", found, "mend the cause, then `relaymesh replay TASK`; `tasks --status DEAD_LETTER` lists them"
-    )
+    return Finding("warn", found, "mend the cause, then `relaymesh replay TASK`; `dead` lists them")
 
 
 def check_settings(answers: Answers) -> Finding:

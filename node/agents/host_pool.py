@@ -298,7 +298,7 @@ class HostPool:
         status, log = await self._drop(host, softly=False)
         if isinstance(opening, LoadFailed):
             place = f"{opening.file}, line {opening.line}" if opening.line else opening.file
-            return f"agents file {place}: {opening.error}. Correct the file and start again."
+            return f"agents file {place}: {opening.error}. Correct the file and try again."
         files = ", ".join(map(str, self._files))
         ended = (
             f"took longer than {HOST_START_MAX_S:.0f} s" if limit.cancelled_caught else f"ended its process ({status})"

@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 from urllib.parse import quote
 
 import msgspec
@@ -68,7 +67,7 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
     result_max_bytes: int | None = None
     memory_max_bytes: int | None = None
     cpu_max_ms: int | None = None
-    on_exit: dict[str, Literal["fail", "cancel", "snooze"]] = {}
+    on_exit: dict[str, str] = {}
     snooze_ms: int = SNOOZE_MS
 
 
@@ -140,9 +139,11 @@ def _check_limits(place: str, entry: _Entry) -> None:
         if value is not None and (value < least or (most is not None and value > most)):
             wanted = f"from {least} to {most}" if most is not None else f"at least {least}"
             raise ConfigError(f"{place}: `{name}` is {value}, not {wanted}")
-    for code in entry.on_exit:
+    for code, verdict in entry.on_exit.items():
         if not (code.isascii() and code.isdecimal() and 1 <= int(code) <= 255):
             raise ConfigError(f"{place}: `onExit` has {code[:20]!r}, which is no exit code from 1 to 255")
+        if verdict not in _KINDS:
+            raise ConfigError(f"{place}: `onExit` has {verdict[:20]!r}, which is none of {', '.join(_KINDS)}")
 
 
 def _resolve(word: str, root: Path) -> str:
