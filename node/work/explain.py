@@ -200,8 +200,14 @@ def _why_twice(events: Sequence[Row]) -> str:
         Action.ABORTED: "its lease moved during a run",
         Action.SNOOZED: "its handler asked to be run again later",
     }
-    seen = dict.fromkeys(reasons[Action(row.text("action"))] for row in events if row.text("action") in reasons)
+    told = [row for row in events if row.text("action") in reasons and not _took_over_what_waited(row)]
+    seen = dict.fromkeys(reasons[Action(row.text("action"))] for row in told)
     return ", ".join(seen) or "see the timeline"
+
+
+def _took_over_what_waited(row: Row) -> bool:
+    detail = json.loads(row.text("detail") or "{}")
+    return row.text("action") == Action.TAKEN_OVER and detail.get("was") != Status.RUNNING
 
 
 def why_not_yet(step: Row, by_name: Mapping[str, Row], situation: Situation) -> str:

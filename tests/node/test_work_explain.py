@@ -144,6 +144,8 @@ def test_taking_over_what_only_waited_is_no_second_run():
     waited = event(Action.TAKEN_OVER, "a", step=earlier(), from_node="c", was="PENDING")
     ran = event(Action.TAKEN_OVER, "a", step=earlier(), from_node="c", was="RUNNING")
     assert "times" not in summary(step, waited)
+    back = event(Action.RELEASED, "c", step=earlier())
+    assert summary(step, back, waited).endswith("started 2 times: its owner gave the run back.")
     assert summary(step, ran).endswith("started 2 times: its owner was gone during the run.")
 
 
