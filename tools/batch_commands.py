@@ -33,8 +33,9 @@ def _submit_batch(
     """Give up to 1,000 tasks at once.
 
     They are stored in one commit. Each is judged by itself: what is wrong with one is told with its line, and the
-    others are stored; exit 1 then. A line has the keys of a workflow's step, without `id` and `dependsOn`, or the
-    `steps` of a workflow; and `idempotencyKey` where submitting it again is to give the same task.
+    others are stored; exit 1 then. A line that is no JSON object refuses the whole file, exit 2. A line has the keys of
+    a workflow's step, without `id` and `dependsOn`, or the `steps` of a workflow; and `idempotencyKey` where submitting
+    it again is to give the same task.
 
     \b
     Lines:
