@@ -33,9 +33,10 @@ class Mesh(AsyncSubmitter):
     enrolment: `enroll` the first time. `agents` are Python files, which run in processes of their own as always. The
     program's own file may be one; it is then imported again there, so guard its main part by `__name__`.
 
-    Inside of the block it has the methods of `AsyncClient`. The end of the block gives running work back, for up to
-    14 s, also when the block is cancelled. It uses processes and ports, so it cannot be entered twice on one root.
-    ConfigError when the node cannot be started.
+    Inside of the block it has the methods of `AsyncClient`. It begins when the node takes work, which may be a moment
+    before that has heard of the others: until then it refuses agents that only they have. The end of the block gives
+    running work back, for up to 14 s, also when the block is cancelled. It uses processes and ports, so it cannot be
+    entered twice on one root. ConfigError when the node cannot be started.
 
     >>> async def main():
     ...     async with Mesh(root, bind=bind) as mesh:
