@@ -46,6 +46,8 @@ def run_once(session: Session) -> int:
 def run_live(session: Session) -> int:
     """Show it until q or Ctrl-C. A node that stops answering is asked again; only the first look may fail."""
     console = Console(highlight=False)
+    if console.is_dumb_terminal:  # it can draw nothing in one place, and rich would show nothing at all
+        return run_once(session)
     rates, note = Rates(), ""
     overview = session.ask("overview")
     rates.add(time.monotonic(), overview)

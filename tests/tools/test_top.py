@@ -167,6 +167,20 @@ def test_on_a_terminal_it_is_drawn_until_somebody_ends_it(fake_node, end):
     assert b"Traceback" not in shown
 
 
+def test_a_terminal_that_can_only_print_gets_one_look(fake_node):
+    fake_node.answers["overview"] = an_overview()
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "tools.cli", "--root", str(fake_node.root), "top"]
+    environ = {"PATH": os.environ["PATH"], "TERM": "dumb"}
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environ, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        try:
+            shown = read_until(ours, b"part-0")
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+    assert b"\x1b[?1049h" not in shown
+
+
 def read_until(terminal: int, wanted: bytes, limit_s: float = 30.0) -> bytes:
     found, until = b"", time.monotonic() + limit_s
     while wanted not in found and time.monotonic() < until:
