@@ -37,6 +37,7 @@ class HoldCommands:
     def _on_commit(self, commit: Commit) -> None:
         if self._waiting and any(change.after.table == "steps" for change in commit.changes):
             self._steps_changed.set()
+            self._steps_changed = trio.Event()  # here alone: another request may still wait for the one before
 
     def _scope(self, args: Arguments) -> Scope:
         """What was named; this node when nothing was."""
@@ -96,14 +97,15 @@ class HoldCommands:
         scope = Scope("drain", node_id)
         self._check_known(scope)
         await self._hold(args, scope)
-        left = await self._left(node_id)
         self._waiting += 1
         try:
+            changed = self._steps_changed
+            left = await self._left(node_id)
             with trio.move_on_after(timeout_ms / 1000):
                 while left["running"] or left["waiting"]:
-                    await self._steps_changed.wait()
+                    await changed.wait()
                     await self._node.env.clock.sleep(LOOK_AGAIN_S)
-                    self._steps_changed = trio.Event()
+                    changed = self._steps_changed
                     left = await self._left(node_id)
         finally:
             self._waiting -= 1

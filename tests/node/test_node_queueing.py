@@ -262,6 +262,27 @@ async def test_a_drained_node_hands_over_what_waits_and_ends_what_runs(world, au
     assert (await owner.admin("drain", timeoutMs=30_000))["drained"]
 
 
+async def test_every_drain_that_waits_hears_that_the_node_is_empty(world, autojump_clock):
+    (a,) = await mesh(world, "a", slots=2)
+    await a.submit("sleep", input="5")
+    await a.submit("sleep", input="9")
+    await world.until(lambda: len(a.jobs) == 2)
+    ended = []
+
+    async def drain(begin_s):
+        await trio.sleep(begin_s)
+        ended.append((await a.admin("drain", timeoutMs=3_600_000))["drained"])
+
+    first = trio.current_time()
+    with trio.move_on_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drain, 0)
+            await world.until(lambda: a.node.runtime.idle_slots == 0 and len(a.node.runtime.running()) == 1)
+            nursery.start_soon(drain, 0.05)  # while the other one waits for the burst to be over
+    assert ended == [True] * 2
+    assert trio.current_time() - first < 20
+
+
 # --- batches ---
 
 
