@@ -363,11 +363,7 @@ class Node:
             self.loop,
             me=spec.node_id,
             tick_s=profile.gossip_interval_s,
-            limits=Limits(
-                steps_max=spec.settings.steps_per_task_max,
-                payload_bytes_max=spec.settings.payload_max_bytes,
-                submit_bytes_max=spec.settings.submit_max_bytes,
-            ),
+            limits=limits_of(spec.settings),
             may_write=self._may_submit,
             roster=lambda: [member.node_id for member in self._belonging()],
             offsets_ms=lambda: self.puller.offsets_ms(member.node_id for member in self._belonging()),
@@ -426,6 +422,7 @@ class Node:
         self.purger.retune(retention_of(settings), every_s)
         self.disk_budget.retune(settings.disk_budget_bytes, every_s)
         self.roster.pause.cut()
+        self.scheduler.take_limits(limits_of(settings))
 
     def offer(self) -> Offer:
         """What this node can run."""
@@ -762,6 +759,15 @@ def retention_of(settings: Settings) -> Retention:
         done_ms=settings.done_retention_ms or None,
         dead_ms=settings.dead_retention_ms or None,
         attempts_ms=settings.attempt_retention_ms or None,
+    )
+
+
+def limits_of(settings: Settings) -> Limits:
+    """How much one submit may ask for, be it a client's or a schedule's."""
+    return Limits(
+        steps_max=settings.steps_per_task_max,
+        payload_bytes_max=settings.payload_max_bytes,
+        submit_bytes_max=settings.submit_max_bytes,
     )
 
 

@@ -16,7 +16,7 @@ from mesh.rows import Row
 from node.admin.arguments import Arguments
 from node.admin.batch import Asked, batch_answer, read_tasks, store_tasks
 from node.admin.situation import members_away, read_stored, situation_of
-from node.node import Node
+from node.node import Node, limits_of
 from node.storage.reader import Reader
 from node.storage.store import Commit
 from node.work import transitions
@@ -97,12 +97,7 @@ class WorkCommands:
     # --- submit ---
 
     def _limits(self) -> Limits:
-        settings = self._node.spec.settings
-        return Limits(
-            steps_max=settings.steps_per_task_max,
-            payload_bytes_max=settings.payload_max_bytes,
-            submit_bytes_max=settings.submit_max_bytes,
-        )
+        return limits_of(self._node.spec.settings)
 
     async def _submit(self, args: Arguments) -> dict[str, Any]:
         agent = args.text("agent", chars_max=64)

@@ -160,6 +160,14 @@ class Scheduler:
                 self._held = not row.deleted
                 self._wake.set()
 
+    def take_limits(self, limits: Limits) -> None:
+        """Judge definitions by these from now on, also those of schedules that are followed or could not be."""
+        if limits != self.limits:
+            self.limits = limits
+            for entry in list(self._entries.values()):
+                self._note(entry.row, entry.decided_ms)
+            self._wake.set()
+
     def _note_task(self, row: Row) -> None:
         found = parse_slot_key(row.text("idempotency_key"))
         entry = None if found is None else self._entries.get((row.namespace, found[0]))

@@ -8,7 +8,7 @@ import logging
 import pytest
 import trio
 
-from mesh.errors import ConfigError, UnavailableError
+from mesh.errors import ConfigError, LimitError, UnavailableError
 from node import settings_reload
 from node.settings import _FIELDS, _ORDERED, SETTINGS_FILE, Settings
 from node.settings_reload import HISTORY_MAX, LIVE, SettingsReload
@@ -71,6 +71,25 @@ async def test_what_can_take_effect_at_once_does(world, autojump_clock):
     gone = await reload(a)
     assert (gone["configExists"], len(gone["changedFields"])) == (False, 5)
     assert a.node.spec.settings == Settings()
+
+
+async def test_schedules_obey_the_limits_of_now(world, autojump_clock):
+    a = await start(world)
+    two = {"steps": [{"id": "x", "agent": "echo"}, {"id": "y", "agent": "echo"}]}
+    await a.admin("schedule-add", name="old", cron="* * * * *", definition=two)
+    write(a, stepsPerTaskMax=1)
+    await reload(a)
+    with pytest.raises(LimitError, match="stepsPerTaskMax"):
+        await a.admin("schedule-add", name="new", cron="* * * * *", definition=two)
+    assert [each["state"] for each in (await a.admin("schedule-list"))["schedules"]] == ["BROKEN"]
+    await trio.sleep(120)
+    assert await a.rows("tasks") == []
+
+    write(a, stepsPerTaskMax=2)
+    await reload(a)
+    assert [each["state"] for each in (await a.admin("schedule-list"))["schedules"]] == ["ACTIVE"]
+    await trio.sleep(120)
+    assert len(await a.rows("tasks")) == 3  # and the latest of those that were missed
 
 
 async def test_what_needs_a_restart_is_said_and_the_old_value_stays_until_then(world, autojump_clock):
