@@ -39,6 +39,10 @@ _FIELDS = {
     "day-of-week": "0-7 (0 and 7: Sunday) or SUN-SAT, 5L for the last Friday, MON#1 for the first Monday",
 }
 _FIRST_LOOK_MS = 3_600_000
+_ZONES_OF_HOSTS = frozenset({"localtime", "posixrules"})
+"""Files among the zones that are what a host's operator chose: two nodes would submit two slots for one."""
+AHEAD_MAX_MS = 100 * 366 * 24 * 3600 * 1000
+"""Slots are listed so far: each leap day of an expression costs a look at every year before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +117,8 @@ def _checked(given: str) -> str:
 def parse_zone(name: str) -> ZoneInfo:
     """The time zone of an IANA name such as Europe/Berlin; ConfigError when this host knows none of that name."""
     try:
-        if not 0 < len(name) <= ZONE_CHARS_MAX:
-            raise ValueError("empty or too long")
+        if not 0 < len(name) <= ZONE_CHARS_MAX or name in _ZONES_OF_HOSTS:
+            raise ValueError("empty, too long, or another zone on each host")
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):  # unknown; no plain name; a folder of zones
         raise ConfigError(
@@ -134,9 +138,9 @@ def local_text(at_ms: int, zone: ZoneInfo) -> str:
 
 
 def next_slots(cron: Cron, after_ms: int, count: int) -> dict[str, Any]:
-    """The next slots of an expression after a time, at most `count`, in its zone and in UTC."""
+    """The next slots of an expression within AHEAD_MAX_MS after a time, at most `count`, in its zone and in UTC."""
     slots: list[dict[str, str]] = []
-    for slot_ms in cron.slots_after(after_ms):
+    for slot_ms in itertools.takewhile(lambda at_ms: at_ms <= after_ms + AHEAD_MAX_MS, cron.slots_after(after_ms)):
         slots.append({"local": local_text(slot_ms, cron.zone), "utc": utc_text(slot_ms)})
         if len(slots) == count:
             break

@@ -90,7 +90,7 @@ def test_a_bad_expression_is_one_error_that_names_the_field(cron, field):
         parse_cron(cron, "UTC")
 
 
-@pytest.mark.parametrize("zone", ["", "Mars/Olympus", "../etc/passwd", "America", "x" * 100, "a\0b", "é"])
+@pytest.mark.parametrize("zone", ["", "Mars/Olympus", "../etc/passwd", "America", "x" * 100, "a\0b", "é", "localtime"])
 def test_an_unknown_zone_is_one_error(zone):
     with pytest.raises(ConfigError, match="is not known here"):
         parse_cron("* * * * *", zone)
@@ -148,6 +148,11 @@ def test_the_latest_slots_of_a_year_of_minutes_are_found_at_once():
     assert [utc_text(slot_ms) for slot_ms in found] == [f"2025-12-31T23:5{n}:00Z" for n in (8, 9)] + [
         "2026-01-01T00:00:00Z"
     ]
+
+
+def test_the_next_slots_of_a_rare_expression_end_before_the_calendar_does():
+    answer = next_slots(parse_cron("0 0 29 2 */7", "UTC"), at("2026-03-28"), 1000)  # leap days that are Sundays
+    assert [each["utc"][:10] for each in answer["slots"]] == ["2032-02-29", "2060-02-29", "2088-02-29"]
 
 
 def test_next_slots_are_told_in_both_times():
