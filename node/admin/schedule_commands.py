@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from mesh.errors import ConflictError, LimitError, NotFoundError
 from mesh.rows import Row
 from mesh.tables import Value
@@ -182,7 +184,7 @@ class ScheduleCommands:
 def _shown_definition(row: Row) -> Any:
     text = row.blob("definition") or b""
     try:
-        return json.loads(text)
+        return msgspec.json.decode(text)  # stricter than json: what it takes can be sent in an answer
     except (ValueError, RecursionError):
         return text.decode("utf-8", "replace")  # of a peer that is not ours; `problem` says what is wrong
 

@@ -75,10 +75,11 @@ def parse_name(text: str) -> str:
 def parse_definition(text: bytes, limits: Limits) -> Definition:
     """What a schedule submits, from JSON as submit-workflow takes it. ConfigError or LimitError, with what is wrong."""
     try:
-        document = json.loads(text)
+        return parse_workflow(json.loads(text), limits)
+    except UnicodeEncodeError:  # JSON can say half of a surrogate pair, and UTF-8 cannot
+        raise ConfigError("the definition holds half of a surrogate pair, which is no text") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"the definition is not JSON: {error}") from None
-    return parse_workflow(document, limits)
 
 
 def read_schedule(row: Row, limits: Limits) -> Schedule:

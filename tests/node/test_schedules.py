@@ -277,7 +277,14 @@ async def test_foreign_rows_are_put_aside_or_shown_as_broken_and_never_followed(
         {"from_hlc": -1},
         {"from_hlc": 1 << 62 | 1},
     ]
-    broken = [{"time_zone": "Mars/Olympus"}, {"cron": "61 * * * *"}, {"definition": b"{"}]
+    halves = rb'{"steps":[{"id":"x","agent":"echo","input":"\ud800"}]}'  # JSON can say what UTF-8 cannot
+    broken = [
+        {"time_zone": "Mars/Olympus"},
+        {"cron": "61 * * * *"},
+        {"definition": b"{"},
+        {"definition": halves},
+        {"time_zone": "localtime"},
+    ]
     origin, stamp = Origin("b", 7), time_stamp(a.node.scheduler.now_ms())
 
     def row(number: int, values: dict[str, Any], key: str = "") -> Row:
@@ -299,9 +306,10 @@ async def test_foreign_rows_are_put_aside_or_shown_as_broken_and_never_followed(
     await trio.sleep(120)
 
     shown = (await a.admin("schedule-list"))["schedules"]
-    assert [each["name"] for each in shown] == ["s10", "s8", "s9"]
+    assert [each["name"] for each in shown] == ["s10", "s11", "s12", "s8", "s9"]
     assert {each["state"] for each in shown} == {"BROKEN"}
-    assert [(await a.admin("schedule-show", name=each["name"]))["definition"] for each in shown] == ["{", {}, {}]
+    told = [(await a.admin("schedule-show", name=each["name"]))["definition"] for each in shown]
+    assert told == ["{", halves.decode(), {}, {}, {}]
     assert all(each["problem"] for each in shown)
     assert len((await a.admin("quarantine-list"))["rows"]) == len(poison) + 1
     assert await a.rows("tasks") == []
