@@ -60,7 +60,7 @@ def cause_of(step: Row, history: Sequence[Row]) -> Cause:
         return Cause.UNKNOWN
     # Across a cut two nodes may have failed it: the one whose lease the row shows tells of this end.
     last = max(failures, key=lambda row: (row.text("fence") == lease.encode(), row.hlc))
-    return _BY_KIND.get(json.loads(last.text("detail") or "{}").get("kind"), Cause.UNKNOWN)
+    return _BY_KIND.get(str(json.loads(last.text("detail") or "{}").get("kind")), Cause.UNKNOWN)
 
 
 def dead_letter_causes(reader: Reader, namespace: str, limit: int) -> dict[str, int]:

@@ -31,7 +31,7 @@ _TOLD_BY = (
 
 _OWNER_MOVES = {Action.TAKEN_OVER: "took it over", Action.HANDED_OVER: "got it", Action.REPLAYED: "replayed it"}
 
-_RANKS = {0: "not ended", **{status.rank: status.value for status in Status if status.is_terminal}}
+_RANK_TEXTS = {"0": "not ended", **{str(status.rank): status.value for status in Status if status.is_terminal}}
 
 _TIES = {
     "generation": "the later replay counts (generation {winner} over {loser})",
@@ -141,9 +141,10 @@ def ties_of(events: Sequence[Row]) -> list[dict[str, Any]]:
         detail = _detail(event)
         if event.text("action") != Action.SUPERSEDED or "decidedBy" not in detail:
             continue
-        decided_by, winner, loser = detail["decidedBy"], detail.get("winnerValue"), detail.get("loserValue")
+        # A peer's: the rules for rows say that it is an object, and nothing about what is in it.
+        decided_by, winner, loser = str(detail["decidedBy"]), detail.get("winnerValue"), detail.get("loserValue")
         is_rank = decided_by == "rank"
-        shown = [_RANKS.get(int(value or 0), str(value)) if is_rank else value for value in (winner, loser)]
+        shown = [_RANK_TEXTS.get(str(value or 0), str(value)) if is_rank else value for value in (winner, loser)]
         ties.append(
             {
                 "atMs": event.hlc >> 16,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 
 from mesh.ids import make_life
@@ -71,6 +72,15 @@ async def test_a_history_that_is_gone_makes_it_unknown(a):
     rows = await a.store.read(lambda reader: reader.select("history"))
     await a.write(lambda tx: [tx.put("history", row.namespace, row.key, {}, deleted=True) for row in rows])
     assert await cause(a, task_id) == Cause.UNKNOWN
+
+
+async def test_a_peer_s_history_may_hold_any_json(a):
+    task_id = await a.one(max_attempts=1)
+    await a.run(await a.step(task_id), Outcome(kind="rejected", error="no"))
+    step = await a.step(task_id)
+    (row,) = await a.store.read(lambda reader: failures_of(reader, step))
+    told = msgspec.structs.replace(row, values={**row.values, "detail": '{"kind": []}'})
+    assert cause_of(step, [told]) == Cause.UNKNOWN
 
 
 async def test_counts_are_of_the_latest_and_need_no_look_at_other_steps(a):

@@ -117,3 +117,9 @@ def test_a_tie_says_what_decided(decided_by, winner, loser, text):
     )
     (tie,) = ties_of([told, event(Action.SUPERSEDED, "c", winner="a", why="its lease had moved"), event(Action.LOST)])
     assert (tie["text"], tie["winner"], tie["loser"], tie["decidedBy"]) == (text, "a", "c", decided_by)
+
+
+@pytest.mark.parametrize("said", [{"decidedBy": []}, {"decidedBy": "rank", "winnerValue": "x", "loserValue": []}])
+def test_a_peer_s_history_may_hold_any_json(said):
+    (tie,) = ties_of([event(Action.SUPERSEDED, "c", step=under(2, "c"), winner="a", **said)])
+    assert (tie["loser"], tie["winner"]) == ("c", "a")
