@@ -12,6 +12,9 @@ PROGRESS_MARK = b"::progress "
 
 PROGRESS_LINE_BYTES_MAX = 1024
 
+PROGRESS_LINES_MAX = 100
+"""Of one piece of the stream, the latest: who writes them without end must not keep the node busy with reading them."""
+
 
 class ProgressSieve:
     """Takes progress lines out of a stream of bytes that comes in pieces."""
@@ -43,8 +46,11 @@ class ProgressSieve:
 
     def _without_progress(self, lines: bytes) -> bytes:
         kept = []
+        unread = lines.count(b"\n" + PROGRESS_MARK) + lines.startswith(PROGRESS_MARK) - PROGRESS_LINES_MAX
         for number, line in enumerate(lines.splitlines(keepends=True)):
-            if not ((number or self._is_fresh) and line.startswith(PROGRESS_MARK) and self._is_progress(line)):
+            is_marked = (number or self._is_fresh) and line.startswith(PROGRESS_MARK)
+            unread -= is_marked
+            if not (is_marked and (unread >= 0 or self._is_progress(line))):
                 kept.append(line)
         return b"".join(kept)
 

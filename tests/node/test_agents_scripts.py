@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mesh.errors import ConfigError
 from node.agents.executor import ProcessExecutor
-from node.agents.script_reports import ProgressSieve
+from node.agents.script_reports import PROGRESS_LINES_MAX, ProgressSieve
 from node.agents.scripts import COMMAND_BYTES_MAX, parent_file_name, read_scripts
 from node.env import Job
 from node.work.run_lines import AttemptLine
@@ -340,6 +340,14 @@ def test_progress_lines_are_found_however_the_stream_is_cut(pieces):
         expected = expected[: expected.rfind(b"\n") + 1]  # an unfinished line of that kind is no log
     assert sifted([bytes([byte]) for byte in whole]) == sifted(pieces) == sifted([whole])
     assert sifted([whole])[0] == expected
+
+
+def test_of_a_flood_of_progress_the_latest_lines_alone_are_looked_at():
+    said = []
+    sieve = ProgressSieve(lambda fraction, text: said.append(fraction))
+    lines = [f"::progress {number} x\n".encode() for number in range(4000)]
+    assert sieve.sift(b"a\n" + b"".join(lines) + b"b\n") == b"a\nb\n"
+    assert said == list(range(4000 - PROGRESS_LINES_MAX, 4000))
 
 
 async def test_a_program_that_vanished_is_a_failure_that_names_it(executor, root):
