@@ -229,25 +229,22 @@ class Runtime:
             if moved and beats(Register.LIFECYCLE, row, run.step):
                 self._stop_run(run, "moved")
         status = step_status(row)
-        if row.text("owner") == self._me and status is Status.PENDING:
-            if row.integer("delay_ms"):
-                self._due_changed.set()
-            return 1
-        if row.text("owner") == self._me and status is Status.RETRYING:
-            self._due_changed.set()
-            return 1  # its delay may be over already
+        waits_here = row.text("owner") == self._me and status in (Status.PENDING, Status.RETRYING)
+        if waits_here and (row.integer("delay_ms") or status is Status.RETRYING):
+            self._due_changed.set()  # its delay may be over already
         if row.text("owner") == self._me and status is Status.RUNNING and not self._runs_under(row):
             if row.integer("claim_life") == self._life:
                 # A host that was rolled back may count its starts as it did before: another process had our number.
                 self._commit_unknown.set()
             else:
                 self._strays_found.set()
-        if not status.is_terminal or not row.integer("dependents"):
-            return 0
-        # A parent that ended anywhere may have made several of our steps runnable, now or after their delays.
+        is_over = status.is_terminal or (status is not Status.RUNNING and self._queue.has_continuing)
+        if not is_over or not row.integer("dependents"):
+            return int(waits_here)
+        # A parent that ended anywhere, or waits in vain, may have freed several of ours, now or after their delays.
         if self._queue.has_delayed:
             self._due_changed.set()
-        return row.integer("dependents")
+        return waits_here + row.integer("dependents")
 
     def _all_runs(self) -> list[Run]:
         return [*self._runs.copy().values(), *self._claims.copy().values(), *self._held]
