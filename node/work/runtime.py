@@ -38,7 +38,7 @@ from node.work.run_lines import AttemptLine
 from node.work.status import step_status
 from node.work.tables import CLUSTER_EPOCH_KEY, Status
 from node.work.transitions import Claimed
-from node.work.work_queue import WorkQueue, next_due_ms, next_entry, ripen
+from node.work.work_queue import WorkQueue, next_due_ms, ripen, ripened_entry
 
 log = logging.getLogger(__name__)
 
@@ -444,7 +444,7 @@ class Runtime:
             return None
         ripen(tx, now_ms=tx.now_ms)
         while self.paused is None and not self._stopping:
-            found = next_entry(
+            found = ripened_entry(
                 tx,
                 priorities=self._wheel.order(),
                 now_ms=tx.now_ms,

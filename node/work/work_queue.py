@@ -10,7 +10,7 @@ import enum
 import json
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mesh.ids import Origin
 from mesh.placement import Offer, Requirement
@@ -216,15 +216,28 @@ class WorkQueue:
         return State.NOT_DUE if due > tx.now_ms else State.READY
 
 
-def ripen(tx: Transaction, *, now_ms: int) -> None:
-    """Make what has become due claimable. A claim finds what is ready without passing by all that is not due yet."""
+def ripen(tx: Transaction, *, now_ms: int) -> bool:
+    """Make what has become due claimable, at most RIPEN_MAX entries; whether there were any.
+
+    A claim finds what is ready without passing by all that is not due yet.
+    """
     due = f"queue INDEXED BY queue_due WHERE runnable = {State.NOT_DUE} AND due_ms <= ?"
-    if tx.sql(f"SELECT 1 FROM {due} LIMIT 1", (now_ms,)):
-        tx.execute(
-            f"UPDATE queue SET runnable = {State.READY} "
-            f"WHERE step_id IN (SELECT step_id FROM {due} ORDER BY due_ms LIMIT {RIPEN_MAX})",
-            (now_ms,),
-        )
+    if not tx.sql(f"SELECT 1 FROM {due} LIMIT 1", (now_ms,)):
+        return False
+    tx.execute(
+        f"UPDATE queue SET runnable = {State.READY} "
+        f"WHERE step_id IN (SELECT step_id FROM {due} ORDER BY due_ms LIMIT {RIPEN_MAX})",
+        (now_ms,),
+    )
+    return True
+
+
+def ripened_entry(tx: Transaction, *, now_ms: int, **options: Any) -> tuple[Queued, int] | None:
+    """`next_entry`, also if it became due behind RIPEN_MAX others that cannot run: nothing would wake for it."""
+    while (found := next_entry(tx, now_ms=now_ms, **options)) is None:
+        if not ripen(tx, now_ms=now_ms):
+            return None
+    return found
 
 
 def _has_failures(reader: Reader, step: Row) -> bool:
