@@ -303,6 +303,12 @@ class Runtime:
             self._due_changed.set()  # what was held may be due later, too
             self.wake(self._limits.slots)
 
+    def on_queue_renewed(self) -> None:
+        """The queue was made anew without a commit that tells of its steps: look at all that may be due or expire."""
+        self._due_changed.set()
+        self._expirer.look()
+        self.wake(self._limits.slots)
+
     def set_retry(self, retry: RetryPolicy) -> None:
         """Judge attempts that end from now on by this, unless their step or agent says otherwise."""
         self._limits = replace(self._limits, retry=retry)
