@@ -627,7 +627,7 @@ class Node:
                 await self.env.clock.sleep(1.0)
                 self._queue_stale.set()
                 continue
-            self.runtime.wake(self.spec.slots)
+            self.runtime.on_queue_renewed()
 
     async def _verify_now_and_then(self) -> None:
         while True:

@@ -157,7 +157,7 @@ def _over(by_name: Mapping[str, Row]) -> set[str]:
             for name, step in by_name.items()
             if name not in over
             and not step.deleted
-            and status_of(step) == "PENDING"
+            and status_of(step) in ("PENDING", "RETRYING")
             and step.values.get("on_failure") != "continue"
             and any(parent in over and by_name[parent].rank != SUCCESS for parent in parents_of(step))
         }

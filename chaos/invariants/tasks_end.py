@@ -96,6 +96,8 @@ class TasksEndAsDefined(Promise):
                 gives_up = self._work(replica, step).get("choices", {}).get("gives_up")
                 asked = gives_up or step.text("task_id") in self._cancels
                 return "" if asked else "is cancelled, though nobody asked for it"
+            case "RETRYING" if not is_ready:
+                return ""  # a replayed parent failed between two attempts
             case status:
                 return f"is stuck as {status}" if is_open(step) else ""
 

@@ -160,9 +160,9 @@ def _wrong_end(step: Row, by_name: Mapping[str, Row], task: Row, *, fails_for_go
     """What is wrong with how this step ended; empty when its definition allows it."""
     status = step_status(step)
     match status:
-        case Status.RUNNING | Status.RETRYING:
+        case Status.RUNNING:
             return f"is stuck as {status}"
-        case Status.PENDING:
+        case Status.PENDING | Status.RETRYING:
             if is_cancel_requested(task, step):
                 return "waits, though its task was cancelled"
             return "waits, though it could run" if is_runnable(step, by_name) else ""

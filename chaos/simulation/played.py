@@ -37,7 +37,7 @@ from mesh.row_codec import CHUNK_LIMITS, decode_rows
 from mesh.rows import Row
 from node.storage.reader import Reader
 from node.work.payloads import missing_payloads
-from node.work.status import is_partial, is_runnable, step_status, task_status
+from node.work.status import is_partial, is_runnable, step_status, task_status, waits
 from node.work.tables import WORK_TABLES, Status
 
 START_MAX_S = 60.0
@@ -282,9 +282,7 @@ def _is_stuck(task: Row, steps: Sequence[Row]) -> bool:
     """Whether a task can only wait for steps that went with a disk; `acknowledged-kept` judges whether that may be."""
     by_name = {step.text("name"): step for step in steps}
     return is_partial(task, steps) and not any(
-        step_status(step) in (Status.RUNNING, Status.RETRYING)
-        or (step_status(step) is Status.PENDING and is_runnable(step, by_name))
-        for step in steps
+        step_status(step) is Status.RUNNING or (waits(step) and is_runnable(step, by_name)) for step in steps
     )
 
 

@@ -195,7 +195,7 @@ class Ownership:
                     self._take_wake.set()
                 elif row.text("status") == Status.PENDING:
                     self._ask_wake.set()
-            elif row.table == "steps" and row.integer("dependents") and row.rank:
+            if row.table == "steps" and row.integer("dependents") and (row.rank or self._queue.has_continuing):
                 self._place_wake.set()  # a step of ours that waited for it may be one that only others can run
 
     def _note_profile(self, row: Row) -> None:

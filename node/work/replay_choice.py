@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mesh.errors import ConflictError, NotFoundError
 from mesh.rows import Row
-from node.work.status import depends_on, is_runnable, step_status
+from node.work.status import depends_on, is_runnable, step_status, waits
 from node.work.tables import Status
 
 FAILED = (Status.DEAD_LETTER, Status.CANCELLED)
@@ -55,7 +55,7 @@ def choose_from(task_id: str, steps: Sequence[Row], name: str) -> ReplayChoice:
         below |= reached
         grows = bool(reached)
     for step in steps:
-        is_blocked = step_status(step) is Status.PENDING and not is_runnable(step, by_name)
+        is_blocked = waits(step) and not is_runnable(step, by_name)
         if step.text("name") in below and not step_status(step).is_terminal and not is_blocked:
             raise ConflictError(
                 f"step {step.text('name')!r} depends on {top.text('name')!r} and has not ended yet "

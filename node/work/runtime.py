@@ -38,7 +38,7 @@ from node.work.run_lines import AttemptLine
 from node.work.status import step_status
 from node.work.tables import CLUSTER_EPOCH_KEY, Status
 from node.work.transitions import Claimed
-from node.work.work_queue import WorkQueue, next_due_ms, next_entry, ripen
+from node.work.work_queue import WorkQueue, next_due_ms, ripen, ripened_entry
 
 log = logging.getLogger(__name__)
 
@@ -229,25 +229,22 @@ class Runtime:
             if moved and beats(Register.LIFECYCLE, row, run.step):
                 self._stop_run(run, "moved")
         status = step_status(row)
-        if row.text("owner") == self._me and status is Status.PENDING:
-            if row.integer("delay_ms"):
-                self._due_changed.set()
-            return 1
-        if row.text("owner") == self._me and status is Status.RETRYING:
-            self._due_changed.set()
-            return 1  # its delay may be over already
+        waits_here = row.text("owner") == self._me and status in (Status.PENDING, Status.RETRYING)
+        if waits_here and (row.integer("delay_ms") or status is Status.RETRYING):
+            self._due_changed.set()  # its delay may be over already
         if row.text("owner") == self._me and status is Status.RUNNING and not self._runs_under(row):
             if row.integer("claim_life") == self._life:
                 # A host that was rolled back may count its starts as it did before: another process had our number.
                 self._commit_unknown.set()
             else:
                 self._strays_found.set()
-        if not status.is_terminal or not row.integer("dependents"):
-            return 0
-        # A parent that ended anywhere may have made several of our steps runnable, now or after their delays.
+        is_over = status.is_terminal or (status is not Status.RUNNING and self._queue.has_continuing)
+        if not is_over or not row.integer("dependents"):
+            return int(waits_here)
+        # A parent that ended anywhere, or waits in vain, may have freed several of ours, now or after their delays.
         if self._queue.has_delayed:
             self._due_changed.set()
-        return row.integer("dependents")
+        return waits_here + row.integer("dependents")
 
     def _all_runs(self) -> list[Run]:
         return [*self._runs.copy().values(), *self._claims.copy().values(), *self._held]
@@ -305,6 +302,12 @@ class Runtime:
         if self._may_start:
             self._due_changed.set()  # what was held may be due later, too
             self.wake(self._limits.slots)
+
+    def on_queue_renewed(self) -> None:
+        """The queue was made anew without a commit that tells of its steps: look at all that may be due or expire."""
+        self._due_changed.set()
+        self._expirer.look()
+        self.wake(self._limits.slots)
 
     def set_retry(self, retry: RetryPolicy) -> None:
         """Judge attempts that end from now on by this, unless their step or agent says otherwise."""
@@ -447,7 +450,7 @@ class Runtime:
             return None
         ripen(tx, now_ms=tx.now_ms)
         while self.paused is None and not self._stopping:
-            found = next_entry(
+            found = ripened_entry(
                 tx,
                 priorities=self._wheel.order(),
                 now_ms=tx.now_ms,

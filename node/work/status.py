@@ -17,6 +17,11 @@ def step_status(step: Row) -> Status:
     return _BY_TEXT[step.text("status")]
 
 
+def waits(step: Row) -> bool:
+    """Whether the step is neither running nor ended: it may begin, for the first time or again, once it is free."""
+    return step_status(step) in (Status.PENDING, Status.RETRYING)
+
+
 def depends_on(step: Row) -> list[str]:
     """The names of the steps whose success this one needs."""
     text = step.text("depends_on")
@@ -42,7 +47,7 @@ def continues(step: Row) -> bool:
 
 def is_runnable(step: Row, by_name: Mapping[str, Row]) -> bool:
     """Whether everything that the step depends on has succeeded; for a step that continues: has ended."""
-    ended = _ended(by_name) if continues(step) else None
+    ended = ended_names(by_name) if continues(step) else None
     return _is_runnable(step, by_name, ended)
 
 
@@ -55,15 +60,15 @@ def _is_runnable(step: Row, by_name: Mapping[str, Row], ended: Collection[str] |
     )
 
 
-def _ended(by_name: Mapping[str, Row]) -> set[str]:
-    """The steps that will not run any more: those that have ended, and those which wait in vain below one that failed.
+def ended_names(by_name: Mapping[str, Row]) -> set[str]:
+    """The names of the steps that will not run any more: those that have ended, and those that wait in vain below one.
 
     Without recursion, since a thousand steps may stand in one chain.
     """
     live = {name: step for name, step in by_name.items() if not step.deleted}
     below: dict[str, list[str]] = {}
     for name, step in live.items():
-        if step_status(step) is Status.PENDING and not continues(step):
+        if waits(step) and not continues(step):
             for parent in depends_on(step):
                 below.setdefault(parent, []).append(name)
     ended = {name for name, step in live.items() if step_status(step).is_terminal}
@@ -78,8 +83,9 @@ def _ended(by_name: Mapping[str, Row]) -> set[str]:
 def task_status(task: Row, steps: Iterable[Row]) -> Status:
     """The status of a task, the first of these that matches:
 
-    all SUCCESS; any RUNNING; any RETRYING; any runnable PENDING; any DEAD_LETTER; else CANCELLED. A step that waits for
-    a parent which will never succeed counts for nothing: it is blocked, and the parent's end is the task's end.
+    all SUCCESS; any RUNNING; any runnable RETRYING; any runnable PENDING; any DEAD_LETTER; else CANCELLED. A step that
+    waits for a parent which will never succeed counts for nothing: it is blocked, and the parent's end is the task's
+    end. So is one that was tried already, when a replayed parent failed meanwhile.
 
     A task of which steps are missing here has not ended: they come, or went with the only disk that had them. Only
     where a cancel was asked for, and some step obeyed or failed, does it not matter how they ended.
@@ -102,14 +108,13 @@ def _fold(live: Sequence[Row]) -> Status:
         return Status.PENDING  # the task row came before its steps did
     if all(status is Status.SUCCESS for status in statuses):
         return Status.SUCCESS
-    for status in (Status.RUNNING, Status.RETRYING):
-        if status in statuses:
-            return status
+    if Status.RUNNING in statuses:
+        return Status.RUNNING
     by_name = {step.text("name"): step for step in live}
-    ended = _ended(by_name) if any(continues(step) for step in live) else None
-    if any(
-        status is Status.PENDING and _is_runnable(step, by_name, ended)
-        for step, status in zip(live, statuses, strict=True)
-    ):
-        return Status.PENDING
+    ended = ended_names(by_name) if any(continues(step) for step in live) else None
+    for wanted in (Status.RETRYING, Status.PENDING):
+        if any(
+            status is wanted and _is_runnable(step, by_name, ended) for step, status in zip(live, statuses, strict=True)
+        ):
+            return wanted
     return Status.DEAD_LETTER if Status.DEAD_LETTER in statuses else Status.CANCELLED

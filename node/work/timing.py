@@ -26,6 +26,16 @@ def due_ms(step: Row, now_ms: int) -> int:
     return due
 
 
+def retry_left_ms(step: Row, now_ms: int) -> int:
+    """What is left of the wait for the next attempt, for whoever writes the row anew: the wait counts from its stamp.
+
+    A snooze may last for days: begun again by each new owner, it might never end.
+    """
+    if step_status(step) is not Status.RETRYING:
+        return 0
+    return max(0, min(step.hlc >> 16, now_ms) + step.integer("retry_delay_ms") - now_ms)
+
+
 def expires_at_ms(step: Row, now_ms: int) -> int:
     """When the waiting step has waited for too long, likewise; 0 for never."""
     expires_ms = step.integer("expires_ms")

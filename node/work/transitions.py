@@ -33,7 +33,7 @@ from node.work.replay_choice import choose_failed, choose_from, choose_one
 from node.work.retries import RetryPolicy
 from node.work.status import depends_on, is_partial, step_status
 from node.work.tables import CLUSTER_EPOCH_KEY, MESH_NAMESPACE, TASK_CANCEL_REQUESTED, TASK_OPEN, Status
-from node.work.timing import has_begun
+from node.work.timing import has_begun, retry_left_ms
 from node.work.work_queue import Queued, State, requirement_of
 
 ERROR_CHARS_MAX = 2048
@@ -531,6 +531,7 @@ def _own(
         "status": status.value,
         "attempt": max(0, step.integer("attempt") - was_running),
         "lost_leases": json.dumps(lost) if lost else None,
+        "retry_delay_ms": retry_left_ms(step, tx.now_ms),
     }
     rank = status.rank
     if poison:
@@ -569,7 +570,14 @@ def hand_over(tx: Transaction, entries: Iterable[Queued], *, me: str, to: str, w
             continue
         history.record(tx, step, Action.HANDED_OVER, node=me, from_node=me, to=to, why=why)
         moved.append(
-            tx.put("steps", step.namespace, step.key, {"owner": to}, lease_epoch=step.lease_epoch + 1, open_lease=True)
+            tx.put(
+                "steps",
+                step.namespace,
+                step.key,
+                {"owner": to, "retry_delay_ms": retry_left_ms(step, tx.now_ms)},
+                lease_epoch=step.lease_epoch + 1,
+                open_lease=True,
+            )
         )
     return moved
 
@@ -668,12 +676,11 @@ def _cancel_step(tx: Transaction, step: Row, me: str, task: Row) -> Row:
 def expire(tx: Transaction, entry: Queued, *, me: str) -> Row | None:
     """End a waiting step of ours whose time is over, and which never began; None when that is not so any more."""
     step = tx.get("steps", entry.namespace, entry.step_id)
-    if step is None or step.text("owner") != me or step.rank or step_status(step) is not Status.PENDING:
-        return None
-    if has_begun(step) or not step.integer("expires_ms"):
-        return None
-    if is_deleted(tx, step):
+    if step is None or step.text("owner") != me or step.rank or is_deleted(tx, step):
         tx.execute("DELETE FROM queue WHERE step_id = ?", (entry.step_id,))
+        return None
+    if step_status(step) is not Status.PENDING or has_begun(step) or not step.integer("expires_ms"):
+        tx.execute("UPDATE queue SET expires_ms = 0 WHERE step_id = ?", (entry.step_id,))  # or it is found for ever
         return None
     within = f"{step.integer('expires_ms') / 1000:g} s"
     history.record(tx, step, Action.EXPIRED, node=me, expiresMs=step.integer("expires_ms"))

@@ -13,7 +13,7 @@ from mesh.ids import content_id
 from mesh.rows import Row
 from node.storage.reader import Reader
 from node.work.payloads import load_payload
-from node.work.status import continues, depends_on, is_runnable, roster_of, step_status, task_status
+from node.work.status import continues, depends_on, is_runnable, roster_of, step_status, task_status, waits
 from node.work.tables import PRIORITIES, Status
 
 
@@ -68,7 +68,7 @@ def step_view(reader: Reader, step: Row, by_name: dict[str, Row]) -> dict[str, A
         "name": step.text("name"),
         "agentId": step.text("agent"),
         "status": status.value,
-        "blocked": status is Status.PENDING and not is_runnable(step, by_name),
+        "blocked": waits(step) and not is_runnable(step, by_name),
         "owner": step.text("owner"),
         "leaseEpoch": step.lease_epoch,
         "generation": step.generation,

@@ -10,7 +10,7 @@ import enum
 import json
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mesh.ids import Origin
 from mesh.placement import Offer, Requirement
@@ -19,11 +19,9 @@ from node.storage.reader import Reader
 from node.storage.transaction import Transaction
 from node.work.holds import Scope, is_agent_held
 from node.work.priorities import LOW
-from node.work.status import continues, depends_on, is_runnable, step_status
+from node.work.status import continues, depends_on, ended_names, step_status, waits
 from node.work.tables import Status
 from node.work.timing import due_ms, expires_at_ms
-
-_WAITING = (Status.PENDING, Status.RETRYING)
 
 
 class State(enum.IntEnum):
@@ -74,15 +72,20 @@ class WorkQueue:
         self.has_delayed = False
         self.has_expiring = False
         """Likewise one that had to wait for its time, and one that may expire."""
+        self.has_continuing = False
+        """Whether a waiting step of ours that continues after failures was seen since the process began."""
 
     def on_step(self, tx: Transaction, before: Row | None, after: Row) -> None:
         """A step's row changed: take it in or out, and look at the steps that wait for it."""
         if self._is_waiting(after):
+            self.has_continuing = self.has_continuing or continues(after)
             if self._parents_done(tx, after):
                 self._insert(tx, after)
         elif before is None or self._is_waiting(before):
             tx.execute("DELETE FROM queue WHERE step_id = ?", (after.key,))
-        if after.integer("dependents") and self._readiness_changed(before, after):
+        if after.integer("dependents") and (
+            self._readiness_changed(before, after) or self._blocking_changed(tx, before, after)
+        ):
             self._review_dependents(tx, after)
 
     def defer(self, tx: Transaction, step_id: str, *, reference: str) -> None:
@@ -122,30 +125,45 @@ class WorkQueue:
         waiting = tx.select("steps", "owner = ? AND rank = 0 AND deleted = 0", (self._me,))
         count = 0
         for step in waiting:
+            self.has_continuing = self.has_continuing or continues(step)
             if self._is_waiting(step) and self._parents_done(tx, step):
                 self._insert(tx, step)
                 count += 1
         return count
 
     def _is_waiting(self, step: Row) -> bool:
-        return step.text("owner") == self._me and not step.deleted and step_status(step) in _WAITING
+        return step.text("owner") == self._me and _waits(step)
 
     def _readiness_changed(self, before: Row | None, after: Row) -> bool:
         # Not only whether it succeeded: a step that continues runs below one which failed.
         return _end_of(before) is not _end_of(after)
 
+    def _blocking_changed(self, tx: Transaction, before: Row | None, after: Row) -> bool:
+        """Whether the step began to wait in vain, or does so no more: what continues below it waits for no more."""
+        # Most steps have parents that are done, or nobody here cares: then this costs next to nothing.
+        if not self.has_continuing or continues(after) or not depends_on(after):
+            return False
+        return _waits(before) is not _waits(after) and not self._parents_done(tx, after)
+
     def _review_dependents(self, tx: Transaction, parent: Row) -> None:
-        name = parent.text("name")
+        name, over = parent.text("name"), None
         for sibling in tx.select(
             "steps",
             # A wide task has a thousand parents and one child: each parent's end must not read all the others.
             "namespace = ? AND task_id = ? AND rank = 0 AND depends_on IS NOT NULL",
             (parent.namespace, parent.text("task_id")),
         ):
-            # What continues may wait for a step that this one keeps from ever running.
-            if not self._is_waiting(sibling) or not (name in depends_on(sibling) or continues(sibling)):
+            if not self._is_waiting(sibling):
                 continue
-            if self._parents_done(tx, sibling):
+            if continues(sibling):
+                # It may wait for a step that this one keeps from ever running. All of them are judged by one look.
+                over = _over(tx, sibling) if over is None else over
+                is_done = over.issuperset(depends_on(sibling))
+            elif name in depends_on(sibling):
+                is_done = self._parents_done(tx, sibling)
+            else:
+                continue
+            if is_done:
                 self._insert(tx, sibling)
             else:
                 tx.execute("DELETE FROM queue WHERE step_id = ?", (sibling.key,))
@@ -154,9 +172,8 @@ class WorkQueue:
         names = depends_on(step)
         if not names:
             return True
-        if continues(step):
-            siblings = tx.select("steps", "namespace = ? AND task_id = ?", (step.namespace, step.text("task_id")))
-            return is_runnable(step, {sibling.text("name"): sibling for sibling in siblings})
+        if continues(step) and _has_failures(tx, step):
+            return _over(tx, step).issuperset(names)
         marks = ",".join("?" * len(names))
         ((done,),) = tx.sql(
             "SELECT count(*) FROM steps WHERE namespace = ? AND task_id = ? AND status = 'SUCCESS' AND deleted = 0 "
@@ -199,15 +216,45 @@ class WorkQueue:
         return State.NOT_DUE if due > tx.now_ms else State.READY
 
 
-def ripen(tx: Transaction, *, now_ms: int) -> None:
-    """Make what has become due claimable. A claim finds what is ready without passing by all that is not due yet."""
+def ripen(tx: Transaction, *, now_ms: int) -> bool:
+    """Make what has become due claimable, at most RIPEN_MAX entries; whether there were any.
+
+    A claim finds what is ready without passing by all that is not due yet.
+    """
     due = f"queue INDEXED BY queue_due WHERE runnable = {State.NOT_DUE} AND due_ms <= ?"
-    if tx.sql(f"SELECT 1 FROM {due} LIMIT 1", (now_ms,)):
-        tx.execute(
-            f"UPDATE queue SET runnable = {State.READY} "
-            f"WHERE step_id IN (SELECT step_id FROM {due} ORDER BY due_ms LIMIT {RIPEN_MAX})",
-            (now_ms,),
-        )
+    if not tx.sql(f"SELECT 1 FROM {due} LIMIT 1", (now_ms,)):
+        return False
+    tx.execute(
+        f"UPDATE queue SET runnable = {State.READY} "
+        f"WHERE step_id IN (SELECT step_id FROM {due} ORDER BY due_ms LIMIT {RIPEN_MAX})",
+        (now_ms,),
+    )
+    return True
+
+
+def ripened_entry(tx: Transaction, *, now_ms: int, **options: Any) -> tuple[Queued, int] | None:
+    """`next_entry`, also if it became due behind RIPEN_MAX others that cannot run: nothing would wake for it."""
+    while (found := next_entry(tx, now_ms=now_ms, **options)) is None:
+        if not ripen(tx, now_ms=now_ms):
+            return None
+    return found
+
+
+def _has_failures(reader: Reader, step: Row) -> bool:
+    """Whether a step of the same task ended without success. While none did, none can wait in vain."""
+    found = "SELECT 1 FROM steps WHERE namespace = ? AND task_id = ? AND rank IN (?, ?) AND deleted = 0 LIMIT 1"
+    ranks = (Status.DEAD_LETTER.rank, Status.CANCELLED.rank)
+    return bool(reader.sql(found, (step.namespace, step.text("task_id"), *ranks)))
+
+
+def _over(reader: Reader, step: Row) -> set[str]:
+    """The names of the steps of the same task that will not run any more."""
+    siblings = reader.select("steps", "namespace = ? AND task_id = ?", (step.namespace, step.text("task_id")))
+    return ended_names({sibling.text("name"): sibling for sibling in siblings})
+
+
+def _waits(step: Row | None) -> bool:
+    return step is not None and not step.deleted and waits(step)
 
 
 def _end_of(step: Row | None) -> Status | None:

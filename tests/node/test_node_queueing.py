@@ -6,7 +6,12 @@ import pytest
 import trio
 
 from mesh.errors import ConfigError, LimitError, NotFoundError
+from node.env import Outcome
+from node.work import transitions
+from node.work.definition import Limits, parse_workflow
+from node.work.work_queue import Queued
 from tests.node.simulated_env import simulated_world
+from tests.node.work_desk import SPACE, desks
 
 
 @pytest.fixture
@@ -48,6 +53,26 @@ async def test_a_childs_delay_counts_from_the_submit(world, autojump_clock):
     assert trio.current_time() - began < 2
     await a.wait(task_id)
     assert 4.9 < trio.current_time() - began < 6
+
+
+async def test_a_slot_wakes_when_what_continues_is_freed_by_a_blocked_step_that_is_heard_of_last(
+    world, tmp_path_factory, autojump_clock
+):
+    (a,) = await mesh(world, "a")
+    async with desks(tmp_path_factory.mktemp("desks"), "zoe") as (zoe,):
+        steps = [{"id": "x", "agent": "echo"}, {"id": "y", "agent": "echo", "dependsOn": ["x"]}]
+        steps += [{"id": "z", "agent": "echo", "dependsOn": ["y"], "onFailure": "continue"}]
+        task_id = (await zoe.submit(parse_workflow({"steps": steps}, Limits()))).task_id
+        await zoe.run((await zoe.steps(task_id))["x"], Outcome(kind="rejected", error="no"))
+        z = Queued(SPACE, (await zoe.steps(task_id))["z"].key, "echo")
+        await zoe.write(lambda tx: transitions.hand_over(tx, [z], me="zoe", to="a", why=""))
+        rows = await zoe.steps(task_id)
+        await a.node.store.write(lambda tx: [tx.merge(rows[name]) for name in ("z", "x")])
+        await trio.sleep(0.1)
+        assert a.jobs == []
+        await a.node.store.write(lambda tx: tx.merge(rows["y"]))
+        await trio.sleep(0.1)
+        assert [job.step_name for job in a.jobs] == ["z"]
 
 
 async def _is(host, task_id, name, status):

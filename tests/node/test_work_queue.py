@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -15,16 +16,27 @@ from hypothesis import strategies as st
 from mesh.errors import ConflictError
 from mesh.ids import Origin
 from node.env import Outcome
-from node.work import transitions
+from node.work import transitions, work_queue
 from node.work.definition import Definition, Limits, parse_workflow
 from node.work.history import Action
-from node.work.status import step_status
+from node.work.holds import Scope, hold, release
+from node.work.status import ended_names, step_status
 from node.work.tables import Status
-from node.work.work_queue import Queued, State, next_due_ms, next_entry, ripen, unplaceable
+from node.work.work_queue import Queued, State, expired_entries, next_due_ms, next_entry, ripen, unplaceable
 from tests.node.work_desk import DONE, FAILED, SPACE, desks, step, workflow
 
 FAR = 1 << 60
 REJECTED = Outcome(kind="rejected", error="not like this")
+OUTCOMES = {
+    "done": DONE,
+    "fail": FAILED,
+    "reject": REJECTED,
+    "snooze": Outcome(kind="snoozed", snooze_ms=30_000, error="later"),
+}
+
+
+def shaped(*steps):
+    return parse_workflow({"steps": [{"agent": "echo", **each} for each in steps]}, Limits())
 
 
 @pytest.fixture
@@ -74,6 +86,64 @@ async def test_a_step_that_continues_is_queued_below_a_failure_and_taken_out_by_
     await a.run((await a.steps(task_id))["y"], REJECTED)
     claimed = await a.claim((await a.steps(task_id))["z"])
     assert claimed.job.parents == {}  # it failed: there is no output
+
+
+CLEANUP = shaped({"id": "x"}, {"id": "y", "dependsOn": ["x"]}, {"id": "z", "dependsOn": ["y"], "onFailure": "continue"})
+
+
+async def test_what_continues_is_queued_also_when_the_blocked_step_above_it_is_heard_of_last(tmp_path):
+    async with desks(tmp_path, "a", "b") as (a, b):
+        task_id = (await b.submit(CLEANUP)).task_id
+        await b.run((await b.steps(task_id))["x"], REJECTED)
+        rows = await b.steps(task_id)
+        given = Queued(SPACE, rows["z"].key, "echo")
+        await b.write(lambda tx: transitions.hand_over(tx, [given], me="b", to="a", why=""))
+        for name in ("z", "x", "y"):
+            row = (await b.steps(task_id))[name]
+            await a.write(lambda tx, row=row: tx.merge(row))
+        assert set(await a.queued()) == {rows["z"].key}
+
+
+async def test_what_continues_is_queued_when_a_run_above_it_is_given_up_below_a_failure(a):
+    task_id = (await a.submit(CLEANUP)).task_id
+    await a.run((await a.steps(task_id))["x"])
+    running = await a.claim((await a.steps(task_id))["y"])
+    await a.replay(task_id, "x")
+    await a.run((await a.steps(task_id))["x"], REJECTED)
+    assert await a.queued() == {}
+    await a.write(lambda tx: transitions.requeue(tx, running.step, me="a", action=Action.RELEASED, why="test"))
+    assert set(await a.queued()) == {(await a.steps(task_id))["z"].key}
+    assert await a.status(task_id) is Status.PENDING
+
+
+async def test_a_retry_below_a_parent_that_failed_in_its_replay_waits_in_vain_and_the_task_has_ended(a):
+    task_id = (await a.submit(CLEANUP)).task_id
+    await a.run((await a.steps(task_id))["x"])
+    running = await a.claim((await a.steps(task_id))["y"])
+    await a.replay(task_id, "x")
+    await a.finish(running, OUTCOMES["snooze"])
+    assert await a.status(task_id) is Status.PENDING
+    await a.run((await a.steps(task_id))["x"], REJECTED)
+    assert set(await a.queued()) == {(await a.steps(task_id))["z"].key}
+    await a.run((await a.steps(task_id))["z"])
+    assert await a.status(task_id) is Status.DEAD_LETTER
+    await a.replay_from(task_id, "x")
+    await a.run((await a.steps(task_id))["x"])
+    assert set(await a.queued()) == {running.step.key}
+
+
+async def test_the_end_of_a_parent_reads_its_task_once_however_many_steps_continue(a, monkeypatch):
+    pairs = [{"id": f"p{number}"} for number in range(30)]
+    pairs += [{"id": f"c{number}", "dependsOn": [f"p{number}"], "onFailure": "continue"} for number in range(30)]
+    looks = []
+    monkeypatch.setattr(work_queue, "ended_names", lambda by_name: looks.append(1) or ended_names(by_name))
+    task_id = (await a.submit(shaped(*pairs))).task_id
+    assert not looks  # nothing has failed yet
+    steps = await a.steps(task_id)
+    await a.run(steps["p0"], REJECTED)
+    await a.run(steps["p1"])
+    assert len(looks) == 2
+    assert {steps["c0"].key, steps["c1"].key} <= (await a.queued()).keys()
 
 
 async def test_a_retry_is_due_after_its_delay_on_the_stamp_clock(a):
@@ -155,9 +225,21 @@ def _timeless(entry):
 
 VERBS = (
     *("submit", "claim", "done", "fail", "reject", "requeue", "give", "take"),
-    *("replay", "replay-from", "cancel", "obey", "pull"),
+    *("replay", "replay-from", "cancel", "obey", "pull", "push", "snooze", "expire", "hold", "release"),
 )
-SHAPES = ({"x": []}, {"x": [], "y": ["x"]}, {"x": [], "y": [], "z": ["x", "y"]}, {"x": [], "y": ["x"], "z": ["y"]})
+SHAPES = (
+    workflow(x=[]),
+    workflow(x=[], y=["x"]),
+    workflow(x=[], y=[], z=["x", "y"]),
+    workflow(x=[], y=["x"], z=["y"]),
+    shaped({"id": "x"}, {"id": "y", "dependsOn": ["x"]}, {"id": "z", "dependsOn": ["y"], "onFailure": "continue"}),
+    shaped(
+        {"id": "x", "expiresMs": 1},
+        {"id": "y", "dependsOn": ["x"], "delayMs": 50_000, "expiresMs": 55_000},
+        {"id": "z", "dependsOn": ["x", "y"], "onFailure": "continue", "delayMs": 1},
+        {"id": "w", "dependsOn": ["z"], "expiresMs": 50_000},
+    ),
+)
 
 
 class Play:
@@ -174,17 +256,16 @@ class Play:
         task_id = open_tasks[pick % len(open_tasks)] if open_tasks else None
         claims = self.claims[desk.me]
         if verb == "submit":
-            key = str(pick % 4)
-            self.tasks.append((await desk.submit(workflow(**SHAPES[pick % 4]), key)).task_id)
+            shape = pick % len(SHAPES)
+            self.tasks.append((await desk.submit(SHAPES[shape], str(shape))).task_id)
         elif verb == "claim":
             found = await next_of(desk)
             row = found and await desk.store.read(lambda reader: reader.get("steps", SPACE, found[0].step_id))
             claimed = row and await desk.claim(row)
             if claimed:
                 claims.append(claimed)
-        elif verb in ("done", "fail", "reject") and claims:
-            outcome = {"done": DONE, "fail": FAILED, "reject": Outcome(kind="rejected", error="no")}[verb]
-            await desk.finish(claims.pop(pick % len(claims)), outcome)
+        elif verb in OUTCOMES and claims:
+            await desk.finish(claims.pop(pick % len(claims)), OUTCOMES[verb])
         elif verb == "requeue" and claims:
             claimed = claims.pop(pick % len(claims))
             await desk.write(
@@ -215,6 +296,17 @@ class Play:
             await desk.obey(task_id)
         elif verb == "pull":
             await desk.pull(other)
+        elif verb == "push":
+            rows = await other.store.read(lambda reader: reader.select("steps", order="key"))
+            if rows:  # as a rumor brings it: alone, before what was written earlier
+                await desk.write(lambda tx: tx.merge(rows[pick % len(rows)]))
+        elif verb == "expire":
+            for entry in await desk.store.read(lambda reader: expired_entries(reader, now_ms=FAR, limit=pick)):
+                await desk.write(partial(transitions.expire, entry=entry, me=desk.me))
+        elif verb == "hold":
+            await desk.write(lambda tx: hold(tx, Scope("agent", "echo"), reason="", actor="test"))
+        elif verb == "release":
+            await desk.write(lambda tx: release(tx, [Scope("agent", "echo")]))
 
     async def knows(self, desk, task_id):
         return await desk.store.read(lambda reader: reader.get("tasks", SPACE, task_id)) is not None

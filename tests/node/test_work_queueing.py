@@ -6,16 +6,18 @@ import collections
 
 import msgspec
 import pytest
+import trio
 
 from mesh.errors import ConfigError, RecordError
 from mesh.ids import Origin
-from node.work import row_rules, transitions
+from node.env import Outcome
+from node.work import row_rules, transitions, work_queue
 from node.work.definition import DELAY_MS_MAX, Definition, Limits, parse_workflow
 from node.work.history import Action
 from node.work.holds import Scope, hold, is_node_held, read_holds, release
 from node.work.priorities import AGED_AFTER_MS, AGED_EVERY, HIGH, LOW, PriorityWheel
 from node.work.tables import MESH_NAMESPACE, Status
-from node.work.work_queue import Queued, State, expired_entries, next_entry, next_expiry_ms, ripen
+from node.work.work_queue import Queued, State, expired_entries, next_entry, next_expiry_ms, ripen, ripened_entry
 from tests.node.work_desk import FAILED, SPACE, desks, step
 
 NOW = 1 << 60
@@ -124,6 +126,47 @@ async def test_a_hand_over_does_not_start_the_delay_again(tmp_path):
         assert (await b.queued())[row.key].due_ms <= before
         moved = await b.step(row.text("task_id"))
         assert moved.hlc > row.hlc
+
+
+@pytest.mark.parametrize("how", ["hand-over", "take-over"])
+async def test_a_new_owner_waits_for_what_is_left_of_a_snooze(tmp_path, autojump_clock, how):
+    async with desks(tmp_path, "a", "b") as (a, b):
+        task_id = await a.one()
+        snoozed = Outcome(kind="snoozed", snooze_ms=60_000, error="later")
+        row = (await a.run(await a.step(task_id), snoozed)).step
+        due_ms = (await a.queued())[row.key].due_ms
+        await trio.sleep(40)
+        if how == "hand-over":
+            entry = Queued(SPACE, row.key, "echo")
+            await a.write(lambda tx: transitions.hand_over(tx, [entry], me="a", to="b", why=""))
+            await b.pull(a)
+        else:
+            await b.pull(a)
+            await b.take_over(await b.step(task_id))
+        assert abs((await b.queued())[row.key].due_ms - due_ms) < 2_000
+
+
+async def test_what_cannot_be_claimed_does_not_hide_what_became_due_after_it(a, monkeypatch):
+    monkeypatch.setattr(work_queue, "RIPEN_MAX", 2)
+    for number in range(5):
+        await a.one(f"full {number}", agent="other", delay_ms=1_000)
+    free = await a.step(await a.one("free", delay_ms=2_000))
+
+    def claim(tx):
+        options = {"priorities": (0, 1, 2), "full_agents": ("other",), "fresh_after": None}
+        return ripened_entry(tx, now_ms=NOW, **options)
+
+    found = await a.write(claim)
+    assert found is not None
+    assert found[0].step_id == free.key
+
+
+async def test_an_entry_whose_step_is_gone_does_not_expire_again_and_again(a):
+    task_id = await a.one(expires_ms=5)
+    key = (await a.step(task_id)).key
+    await a.write(lambda tx: tx.execute("DELETE FROM steps WHERE key = ?", (key,)))
+    await expire(a, NOW)
+    assert await a.queued() == {}
 
 
 async def test_a_delay_is_counted_from_now_when_its_stamp_is_still_to_come_here(a):
