@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from chaos.invariants.mirror import HostMirror, Mirror
 from chaos.invariants.oracle import CANCELLED, status_of, told
 from chaos.invariants.promise import Promise
-from chaos.observations import Committed, Seen
+from chaos.observations import Committed, Logged, Seen
 from mesh.rows import Row
 from node.storage.transaction import Change
 
@@ -23,6 +23,9 @@ UPSETS_CLOCKS = frozenset({"pause", "starve", "clock-jump", "no-clock", "slow-di
 """A host that met one of these may have decided long before its commit, or by another clock than it began with."""
 
 
+_COPIES = "away for too long to catch up by news"
+
+
 def is_claim(change: Change) -> bool:
     """Whether a node claims a step with this write of its own."""
     opened = change.before is None or change.before.lease_hlc != change.after.lease_hlc
@@ -30,15 +33,28 @@ def is_claim(change: Change) -> bool:
 
 
 class NothingHeldStarts(Promise):
-    """A node that has stored a hold of the mesh, of itself or of an agent claims nothing of that scope."""
+    """A node that has stored a hold of the mesh, of itself or of an agent claims nothing of that scope.
+
+    One that the mesh did not count, or that copied everything anew, may have dropped a hold that ended long ago.
+    """
 
     name = "nothing-held-starts"
-    hears = (Committed,)
+    hears = (Committed, Logged)
+
+    def __init__(self, mirror: Mirror) -> None:
+        super().__init__(mirror)
+        self._copied: dict[str, None] = {}
 
     def see(self, seen: Seen) -> Iterator[str]:
         """Hold each claim against the holds that were stored before it, also in the same commit."""
+        if isinstance(seen, Logged):
+            if _COPIES in seen.text:
+                self._copied[seen.host] = None
+            return
         assert isinstance(seen, Committed)
         host = self.mirror.host(seen.host)
+        if seen.host in self._copied or len(self.mirror.of_node(host.node_id)) > 1:
+            return
         changed: dict[str, Row] = {}
         for change in seen.changes:
             if change.after.table == "holds":

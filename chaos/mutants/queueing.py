@@ -13,7 +13,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "node.work.timing:due_ms",
-                "due = submitted_ms(step, now_ms) + delay_ms if delay_ms else 0",
+                "due = submitted_ms(step, now_ms, stamp_ms) + delay_ms if delay_ms else 0",
                 "due = 0",
             ),
         ),
@@ -25,7 +25,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "node.work.timing:expires_at_ms",
-                "return submitted_ms(step, now_ms) + expires_ms if expires_ms and not has_begun(step) else 0",
+                "return submitted_ms(step, now_ms, stamp_ms) + expires_ms if expires_ms and not has_begun(step) else 0",
                 "return 0",
             ),
         ),

@@ -134,6 +134,11 @@ class Transaction(Reader):
         """Physical time of this batch, in milliseconds since 1970: for durations on this node, which stamps are not."""
         return self._ledger.now_ms
 
+    @property
+    def stamp_ms(self) -> int:
+        """The newest stamp that this replica issued or accepted, in milliseconds. Physical time may be behind it."""
+        return max(self._ledger.hlc.last >> 16, self._ledger.now_ms)
+
     def _request_stamp(self) -> Stamp:
         if self._stamp is None:
             self._stamp = Stamp(self._ledger.origin, self._ledger.hlc.tick(self._ledger.now_ms))

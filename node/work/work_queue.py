@@ -183,10 +183,10 @@ class WorkQueue:
         return bool(done == len(names))
 
     def _insert(self, tx: Transaction, step: Row) -> None:
-        due, agent = due_ms(step, tx.now_ms), step.text("agent")
+        due, agent = due_ms(step, tx.now_ms, tx.stamp_ms), step.text("agent")
         guarded = bool(step.text("roster"))
         self.has_guarded = self.has_guarded or guarded
-        expires = expires_at_ms(step, tx.now_ms)
+        expires = expires_at_ms(step, tx.now_ms, tx.stamp_ms)
         self.has_delayed = self.has_delayed or due > tx.now_ms
         self.has_expiring = self.has_expiring or expires > 0
         # What was submitted with a delay stands behind what was submitted while it lasted.
