@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chaos.invariants.mirror import HostMirror
-from chaos.invariants.oracle import status_of, told
+from chaos.invariants.oracle import is_claim, told
 from chaos.invariants.promise import Promise
 from chaos.observations import Committed, Seen
 from mesh.rows import Row
-from node.storage.transaction import Change
 
 
 class CancelObeyed(Promise):
@@ -24,13 +23,8 @@ class CancelObeyed(Promise):
         host = self.mirror.host(seen.host)
         for change in seen.changes:
             step = change.after
-            if step.table == "steps" and _is_claim(change) and _is_cancelled(host, step):
+            if is_claim(change) and _is_cancelled(host, step):
                 yield f"{seen.host} claimed {told(step)}, and knew that its task was cancelled"
-
-
-def _is_claim(change: Change) -> bool:
-    opened = change.before is None or change.before.lease_hlc != change.after.lease_hlc
-    return change.local and opened and status_of(change.after) == "RUNNING"
 
 
 def _is_cancelled(host: HostMirror, step: Row) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chaos.invariants.mirror import Mirror
-from chaos.invariants.oracle import may_run, parents_of, parents_used, status_of, told
+from chaos.invariants.oracle import is_claim, may_run, parents_of, parents_used, told
 from chaos.invariants.promise import Promise
 from chaos.observations import Committed, HostEnded, Seen
 from mesh.rows import Row
@@ -38,7 +38,7 @@ class ChildrenAfterParents(Promise):
         for change in seen.changes:
             if change.after.table == "steps":
                 steps[change.after.text("task_id"), change.after.text("name")] = change.after
-                if change.local and status_of(change.after) == "RUNNING":
+                if is_claim(change):
                     yield from self._claim(seen.host, steps, change.after)
 
     def _claim(self, host: str, steps: Siblings, child: Row) -> Iterator[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chaos.invariants.mirror import HostMirror, Mirror
-from chaos.invariants.oracle import CANCELLED, status_of, told
+from chaos.invariants.oracle import CANCELLED, is_claim, told
 from chaos.invariants.promise import Promise
 from chaos.observations import Committed, Logged, Seen
 from mesh.rows import Row
@@ -24,12 +24,6 @@ UPSETS_CLOCKS = frozenset({"pause", "starve", "clock-jump", "no-clock", "slow-di
 
 
 _COPIES = "away for too long to catch up by news"
-
-
-def is_claim(change: Change) -> bool:
-    """Whether a node claims a step with this write of its own."""
-    opened = change.before is None or change.before.lease_hlc != change.after.lease_hlc
-    return change.local and change.after.table == "steps" and opened and status_of(change.after) == "RUNNING"
 
 
 class NothingHeldStarts(Promise):

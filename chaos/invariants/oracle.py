@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from mesh.row_codec import content_digest
 from mesh.rows import Row
+from node.storage.transaction import Change
 
 RowName = tuple[str, str, str]
 """Table, namespace, key."""
@@ -131,6 +132,12 @@ def _parts(row: Row) -> tuple[Any, ...]:
             return (row.hlc, *epochs, *last)
         case other:
             raise AssertionError(f"nothing is said here of the order of {other}")
+
+
+def is_claim(change: Change) -> bool:
+    """Whether a node claims a step with this write of its own. What a run says of itself opens no lease."""
+    opened = change.before is None or change.before.lease_hlc != change.after.lease_hlc
+    return change.local and change.after.table == "steps" and opened and status_of(change.after) == "RUNNING"
 
 
 def parents_of(step: Row) -> list[str]:
