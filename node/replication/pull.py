@@ -6,6 +6,8 @@ the vector is joined with the last chunk. A vector that ran ahead of its rows wo
 
 In front of the rows of each part stands what the responder knew to be stable when it read them, if the requester does
 not know it (`mesh.stability`). Whoever was away for too long gets no rows but a word, and takes a whole copy instead.
+Until then it gives no news either: what it wrote to rows that were deleted meanwhile would be new to all who forgot
+them.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from functools import partial
 import msgspec
 import trio
 
-from mesh.errors import FrameError, RelayMeshError
+from mesh.errors import FrameError, RelayMeshError, UnavailableError
 from mesh.hlc import DRIFT_MAX_MS
 from mesh.ids import Address, Origin
 from mesh.row_codec import CHUNK_LIMITS, decode_rows, encode_rows
 from mesh.rows import Row
-from mesh.stability import Stable, was_away_too_long
+from mesh.stability import Stable, may_adopt, was_away_too_long
 from mesh.version_vector import VersionVector
 from node.env import Env
 from node.replication.calls import Caller, decode
@@ -68,6 +70,10 @@ class PullEnd(msgspec.Struct, array_like=True):
     """Why rows cannot or should not bring the requester up to date: then nothing of the above is of use."""
     tell_collapsed: bool = False
     """Both have collapsed other dots, so the vectors cannot be compared: ask again, with all of them."""
+    tell_complete: bool = False
+    """The requester knows other things to be stable: ask again, with what they are."""
+    is_behind: bool = False
+    """The responder was away for too long by what the requester knows: it has no news before it took a copy."""
 
 
 class PullRequest(msgspec.Struct, array_like=True):
@@ -83,6 +89,10 @@ class PullRequest(msgspec.Struct, array_like=True):
     """`Stable.collapsed_digest`: what the vector leaves out."""
     collapsed_vector: bytes = b""
     """All of that, when the responder asked for it."""
+    heeds_behind: bool = False
+    """Whether the requester understands `tell_complete` and `is_behind`."""
+    complete: bytes = b""
+    """`Stable.complete`, when the responder asked for it."""
 
 
 async def serve_pull(
@@ -117,6 +127,12 @@ async def serve_pull(
             return msgspec.msgpack.encode(
                 PullEnd(encode_rows([]), nothing, 0, store.physical_ms(), stable.to_wire(), away_too_long=True)
             )
+        if cursor is None and request.heeds_behind and not theirs.is_empty and request.stable != stable.digest():
+            if not request.complete:
+                if request.stable != Stable().digest():
+                    return msgspec.msgpack.encode(PullEnd(encode_rows([]), nothing, 0, 0, tell_complete=True))
+            elif _is_behind(store, stable, VersionVector.from_wire(request.complete)):
+                return msgspec.msgpack.encode(PullEnd(encode_rows([]), nothing, 0, 0, is_behind=True))
         rows = encode_rows(chunk.rows)
         news = b"" if stable.digest() == told else stable.to_wire()
         told = stable.digest()
@@ -127,6 +143,11 @@ async def serve_pull(
             return msgspec.msgpack.encode(PullEnd(rows, vector, head, store.physical_ms(), news))
         await send(msgspec.msgpack.encode(PullPart(rows, news)) if request.stable else rows)
         cursor = chunk.cursor
+
+
+def _is_behind(store: Store, stable: Stable, theirs: VersionVector) -> bool:
+    """Whether this node may have rows whose tombstones are gone at a peer to which all of this is complete."""
+    return not may_adopt(store.vector, store.origin, Stable(complete=theirs.without(stable.collapsed)))
 
 
 def read_chunk(
@@ -241,11 +262,14 @@ class Puller:
             self._active.discard(node_id)
             self._wake.set()
 
-    async def pull(self, node_id: str, *, afresh: bool = False, tells_all: bool = False) -> int:
+    async def pull(
+        self, node_id: str, *, afresh: bool = False, tells_all: bool = False, tells_complete: bool = False
+    ) -> int:
         """Pull once from this peer; returns the rows received. Raises what the call raised.
 
         `afresh` fetches everything that the peer has, and drops what it has no more. `tells_all`: the peer wants to
-        know what is collapsed here.
+        know what is collapsed here; `tells_complete`: what is complete here. UnavailableError while the peer itself has
+        to catch up by a copy first.
         """
         address = self._address_of(node_id)
         if address is None:
@@ -268,7 +292,16 @@ class Puller:
         may_snapshot = copy is None and self._may_snapshot()
         stable = self._store.stable
         collapsed = stable.collapsed.to_wire() if tells_all else b""
-        request = PullRequest(vector.to_wire(), me, stable.digest(), may_snapshot, stable.collapsed_digest(), collapsed)
+        request = PullRequest(
+            vector.to_wire(),
+            me,
+            stable.digest(),
+            may_snapshot,
+            stable.collapsed_digest(),
+            collapsed,
+            heeds_behind=True,
+            complete=stable.complete.to_wire() if tells_complete else b"",
+        )
         answer = await self._calls.call(
             address, "pull", msgspec.msgpack.encode(request), expect=node_id, on_part=apply_part
         )
@@ -278,7 +311,13 @@ class Puller:
         if end.tell_collapsed:
             if tells_all:
                 raise FrameError(f"{node_id} asks again for what it was told")
-            return received + await self.pull(node_id, tells_all=True)
+            return received + await self.pull(node_id, tells_all=True, tells_complete=tells_complete)
+        if end.tell_complete:
+            if tells_complete:
+                raise FrameError(f"{node_id} asks again for what it was told")
+            return received + await self.pull(node_id, tells_all=tells_all, tells_complete=True)
+        if end.is_behind:
+            raise UnavailableError(f"{node_id} was away for too long, and takes a copy before it has news")
         if end.need_snapshot:
             self._on_answered()
             self._on_snapshot_needed(node_id, end.need_snapshot)

@@ -12,6 +12,7 @@ import trio.testing
 
 from mesh.errors import FrameError, NotFoundError, StoreError, UnavailableError
 from mesh.ids import Address, Origin
+from mesh.stability import Stable
 from mesh.version_vector import VersionVector
 from node.replication import bootstrap, snapshot
 from node.replication.bootstrap import REFUSED_S, Bootstrap
@@ -298,3 +299,27 @@ async def test_a_pull_points_to_a_snapshot_only_who_lacks_much_and_can_take_it(p
     end = msgspec.msgpack.decode(answer, type=PullEnd)
     assert bool(end.need_snapshot) is pointed
     assert (VersionVector.from_wire(end.vector) == VersionVector()) is pointed
+
+
+async def test_who_was_away_for_too_long_gives_no_news_before_it_took_a_copy(pair):
+    theirs = VersionVector({Origin("node-b", 1): [(1, 1)]})
+    stable = Stable(complete=VersionVector({Origin("node-c", 1): [(1, 9)]}))
+    await pair.source.write(lambda tx: tx.join(VersionVector({Origin("node-c", 1): [(1, 3)]})), remote=True)
+    parts: list[bytes] = []
+
+    async def send(part: bytes) -> None:
+        parts.append(part)
+
+    async def ask(**more) -> PullEnd:
+        request = PullRequest(theirs.to_wire(), ("node-b", 1), stable.digest(), **more)
+        answer = await serve_pull(pair.source, msgspec.msgpack.encode(request), send, snapshot_rows_min=None)
+        return msgspec.msgpack.decode(answer, type=PullEnd)
+
+    assert (await ask(heeds_behind=True)).tell_complete
+    assert (await ask(heeds_behind=True, complete=stable.complete.to_wire())).is_behind
+    assert parts == []
+    covered = await ask(heeds_behind=True, complete=VersionVector().to_wire())
+    assert not covered.is_behind
+    assert VersionVector.from_wire(covered.vector).head(pair.source.origin)
+    of_an_older_release = await ask()
+    assert not of_an_older_release.tell_complete
