@@ -74,7 +74,9 @@ def _read_tasks(file: Path) -> tuple[list[int], list[dict[str, Any]]]:
         if not isinstance(task, dict):
             raise ConfigError(f'--file {file} line {number}: must be an object, like {{"agent": "echo"}}')
         # A key of its own, so that the request can be made again at another peer.
-        tasks.append({"idempotencyKey": secrets.token_hex(16), **task})
+        if task.get("idempotencyKey") is None:
+            task["idempotencyKey"] = secrets.token_hex(16)
+        tasks.append(task)
         lines.append(number)
     if not tasks:
         raise ConfigError(f"--file {file}: holds no task; write one JSON object a line")

@@ -208,9 +208,11 @@ class ScriptRunner:
                 return await trio.to_thread.run_sync(_with_file, outcome, result_file, result_bytes_max)
             return outcome
         finally:
-            _remove(result_file)
             output.pipe.close()
             log.pipe.close()
+            if result_file.is_symlink() or result_file.exists():
+                with trio.CancelScope(shield=True):  # not on the loop: a script may leave a whole tree there
+                    await trio.to_thread.run_sync(_remove, result_file)
 
 
 def _outcome(
@@ -245,7 +247,7 @@ def _with_file(outcome: Outcome, file: Path, bytes_max: int) -> Outcome:
 def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
-    except IsADirectoryError:  # not what was asked for, but a script may do anything
+    except OSError:  # a folder, or in one that was locked: not what was asked for, but a script may do anything
         _remove_folder(path)
 
 
