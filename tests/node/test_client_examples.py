@@ -57,7 +57,7 @@ def test_a_public_name_has_an_example_or_names_the_twin_that_has_one(name):
 def test_the_examples_run(name, monkeypatch):
     examples = examples_of(name)
     if any("root" in example.source for example in examples):
-        pytest.skip("needs a node")
+        pytest.skip("needs a node: tests/e2e/test_client.py runs it")
     monkeypatch.setattr(api, "registered", {})
     names = {public: getattr(relaymesh, public) for public in relaymesh.__all__}
     test = doctest.DocTest(examples, {**names, "trio": trio}, name, None, None, None)
