@@ -255,7 +255,9 @@ class Bootstrap:
             with trio.CancelScope(shield=True):
                 await self._env.reader_thread.run(self._remove)
         if not is_adopted:
-            log.info("the snapshot of %s is not needed any more: other peers sent all of it meanwhile", wish.peer)
+            log.info("the snapshot of %s holds nothing that is missing here: rows are pulled instead", wish.peer)
+            # Asked again, the donor would send the same copy, older than what is missing, and never a row.
+            self._refused_until = self._env.clock.monotonic() + REFUSED_S
             return
         self._adopted = part.offer.id
         self.adopted_total += 1

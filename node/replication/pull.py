@@ -108,6 +108,11 @@ async def serve_pull(
     if request.collapsed_vector:
         theirs.join(VersionVector.from_wire(request.collapsed_vector))
     origin = Origin(*request.origin)
+    nothing = VersionVector().to_wire()
+    compares_collapsed = bool(request.stable) and not request.collapsed_vector and not theirs.is_empty
+    if compares_collapsed and store.stable.collapsed_digest() != request.collapsed:
+        # Before anything is judged by the vectors: what the requester has collapsed would seem to be missing there.
+        return msgspec.msgpack.encode(PullEnd(encode_rows([]), nothing, 0, 0, tell_collapsed=True))
     if (
         request.snapshots
         and snapshot_rows_min is not None
@@ -115,11 +120,11 @@ async def serve_pull(
     ):
         return need_snapshot(store, origin, "most of what there is, is missing here")
     cursor: PullCursor | None = None
-    told, nothing = request.stable, VersionVector().to_wire()
+    told = request.stable
     while True:
         chunk, stable = await store.read(partial(read_chunk, theirs=theirs, rows_max=CHUNK_ROWS_MAX, after=cursor))
         compared = stable
-        if not request.collapsed_vector and request.stable and not theirs.is_empty:
+        if compares_collapsed:
             if stable.collapsed_digest() != request.collapsed:
                 return msgspec.msgpack.encode(PullEnd(encode_rows([]), nothing, 0, 0, tell_collapsed=True))
             compared = Stable(stable.settled, stable.complete)
