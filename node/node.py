@@ -406,6 +406,7 @@ class Node:
         self.runtime.on_idle = self.ownership.on_idle
         self.loop.on_turn = self.runtime.gate_is_open
         self.loop.on_vector_differs = self.puller.want
+        self.puller.on_copied = lambda: self._queue_stale.set()
         self.loop.on_rumor = self._on_rumor
         self.loop.on_self_conflict = self._on_self_conflict
         self.loop.on_member_changed.append(self._on_member_changed)
@@ -613,7 +614,10 @@ class Node:
                 log.warning("cannot note the latest start of this node: %s", error)
 
     async def _renew_queue(self) -> None:
-        """Make the queue anew from the rows of a database that took the place of ours."""
+        """Learn anew what is kept in memory of rows, after some came or went of which no commit told.
+
+        That is so when a database took the place of ours, and when a whole copy dropped what peers have forgotten.
+        """
         while True:
             await self._queue_stale.wait()
             self._queue_stale = trio.Event()
@@ -622,6 +626,7 @@ class Node:
                 # A profile may have been current there that was put aside here, as one from the future.
                 await self.ownership.read_profiles()
                 await self.runtime.holds.load()
+                await self.scheduler.load_anew()
             except RelayMeshError as error:
                 log.warning("cannot make the queue anew yet: %s", error)
                 await self.env.clock.sleep(1.0)

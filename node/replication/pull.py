@@ -212,6 +212,8 @@ class Puller:
         self.pulled_at: dict[str, float] = {}
         """When the last pull from each peer finished, on the boot-time clock."""
         self._wake = trio.Event()
+        self.on_copied: Callable[[], None] = lambda: None
+        """Called after a whole copy: it may have dropped rows, of which no commit tells."""
         self.pulls_total = 0
         self.rows_total = 0
         self.failures_total = 0
@@ -349,7 +351,9 @@ class Puller:
             # The request may be older than what the peer has learned meanwhile, our own answer among it.
             if not self._store.may_adopt(stable):
                 log.warning("this node was away for too long to catch up by news: it copies all rows of %s", node_id)
-                return await self.pull(node_id, afresh=True)
+                received = await self.pull(node_id, afresh=True)
+                self.on_copied()
+                return received
         await self._store.adopt(stable)
         return await self.pull(node_id)
 

@@ -111,7 +111,6 @@ class Scheduler:
         store.watch("schedules", self._on_schedule)
         store.watch("tasks", self._on_task)
         store.on_commit(self._on_commit)
-        store.on_replaced(self._load_anew)
 
     # --- inside transactions: what is decided is kept with what decides it ---
 
@@ -261,8 +260,8 @@ class Scheduler:
             with trio.move_on_after(pause_s):
                 await self._wake.wait()
 
-    async def _load_anew(self) -> None:
-        """Learn of all schedules in a database that took the place of ours: no commit tells of what is new in it."""
+    async def load_anew(self) -> None:
+        """Learn of all schedules after rows came or went of which no commit told."""
         self._entries.clear()
         await self._load()
 
